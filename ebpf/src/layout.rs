@@ -1,0 +1,149 @@
+//! The memory that the kernel and the user side share, byte for byte. All of it is pinned, so a
+//! change here is a change of [`VERSION`].
+
+use crate::{LEVELS, LevelLimit, REASONS};
+
+/// Version of everything in this module. Pins of another version are not reused.
+pub const VERSION: u32 = 1;
+
+/// One configuration slot of the map [`crate::names::CONFIG`]. The program reads `flags` and
+/// `limits`; `plan` is there for people who ask what is in force.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct Config {
+    /// See [`FLAG_PRIORITY_TAG`].
+    pub flags: u64,
+    /// One limit a level.
+    pub limits: [LevelLimit; LEVELS],
+    /// The plan that the limits come from.
+    pub plan: PlanRecord,
+}
+
+/// In [`Config::flags`]: write the level into the PCP of the frame's tag, and tag untagged frames of
+/// levels above 0 with VLAN 0.
+pub const FLAG_PRIORITY_TAG: u64 = 1;
+
+/// The network-wide part of a plan, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct PlanRecord {
+    /// [`VERSION`] of the writer.
+    pub version: u32,
+    /// Number of hosts.
+    pub hosts: u32,
+    /// Slowest link, bit/s.
+    pub link_rate_bps: u64,
+    /// Fixed delays, ns.
+    pub epsilon_ns: u64,
+    /// Number of this change: 1 for the first load.
+    pub generation: u64,
+    /// Time of the change, ns since the Unix epoch.
+    pub loaded_at_ns: u64,
+    /// 1 if the load created the interface's clsact qdisc, so that unload may remove it.
+    pub created_clsact: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// One record a level.
+    pub levels: [LevelRecord; LEVELS],
+}
+
+/// One level of a plan, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub struct LevelRecord {
+    /// Throughput factor; 0 for levels without one.
+    pub factor: f64,
+    /// Epoch, ns.
+    pub epoch_ns: f64,
+    /// Rate, bit/s of wire bytes.
+    pub rate_bps: f64,
+    /// Bound, ns; negative where there is none.
+    pub bound_ns: f64,
+}
+
+/// The only entry of the map [`crate::names::STATE`]. The words are a cache line apart: two levels
+/// that are busy on two CPUs do not slow each other down.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct State {
+    /// The slot in force: 0 or 1. Written by the loader, read by every packet.
+    pub active: u64,
+    reserved: [u64; 7],
+    /// One limiter word a level. Written by every CPU, by compare-exchange only.
+    pub words: [Word; LEVELS],
+}
+
+/// One limiter word, alone on its cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Word {
+    /// See [`crate::limiter`].
+    pub value: u64,
+    reserved: [u64; 7],
+}
+
+/// The only entry, on each CPU, of the map [`crate::names::COUNTERS`]. Written by the program on its
+/// own CPU: egress runs with bottom halves disabled, so nothing on the same CPU comes between.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Counters {
+    /// One set a level.
+    pub levels: [LevelCounters; LEVELS],
+}
+
+/// What happened to one level's packets.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct LevelCounters {
+    /// One counter a [`crate::Reason`].
+    pub reasons: [Count; REASONS],
+    /// `CLOCK_MONOTONIC` of the last packet, ns. Only levels with a limit write it: best effort never
+    /// reads the clock.
+    pub last_ns: u64,
+}
+
+/// Packets and their wire bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Count {
+    /// Packets; each segment of a GSO packet counts.
+    pub packets: u64,
+    /// Bytes on the wire ([`crate::frame::wire_bytes`]).
+    pub bytes: u64,
+}
+
+// What the pins of this VERSION look like. If one of these fails, raise VERSION.
+const _: () = assert!(size_of::<LevelLimit>() == 96);
+const _: () = assert!(size_of::<Config>() == 8 + 96 * 8 + 48 + 32 * 8);
+const _: () = assert!(size_of::<State>() == 64 * 9);
+const _: () = assert!(size_of::<Counters>() == 8 * (REASONS * 16 + 8));
+
+impl Config {
+    /// Every level unlimited at level 0: what a slot holds before the first load.
+    pub const EMPTY: Self = Self {
+        flags: 0,
+        limits: [LevelLimit::NOT_CONFIGURED; LEVELS],
+        plan: PlanRecord {
+            version: VERSION,
+            hosts: 0,
+            link_rate_bps: 0,
+            epsilon_ns: 0,
+            generation: 0,
+            loaded_at_ns: 0,
+            created_clsact: 0,
+            reserved: 0,
+            levels: [LevelRecord { factor: 0.0, epoch_ns: 0.0, rate_bps: 0.0, bound_ns: -1.0 }; LEVELS],
+        },
+    };
+}
+
+// SAFETY: `repr(C)`, `Copy`, integers and floats only, no padding (the sizes above), and every bit
+// pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Config {}
+// SAFETY: as for `Config`.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for State {}
+// SAFETY: as for `Config`.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Counters {}

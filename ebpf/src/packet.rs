@@ -1,0 +1,217 @@
+//! Reading and marking the packet at hand. All pointer arithmetic on packets is in [`Packet::bytes`].
+
+use core::marker::PhantomData;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
+    helpers::{bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push},
+    programs::TcContext,
+};
+use qjump_ebpf::{
+    Level,
+    frame::{
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4, IPV6, VLAN_TAG, checksum_after,
+        ipv6_marked,
+    },
+};
+
+/// A packet on its way out.
+pub struct Packet<'a> {
+    skb: *mut __sk_buff,
+    context: PhantomData<&'a TcContext>,
+}
+
+/// What the frame carries, as far as marking needs to know. `at` is the offset of the IP header.
+pub enum Header {
+    Ipv4 { at: usize, words: [u8; 2], checksum: u16 },
+    Ipv6 { at: usize, first_two: [u8; 2] },
+    NonIp,
+    Malformed,
+}
+
+impl<'a> Packet<'a> {
+    #[inline(always)]
+    pub fn new(context: &'a TcContext) -> Self {
+        Self { skb: context.skb.skb, context: PhantomData }
+    }
+
+    #[inline(always)]
+    pub fn priority(&self) -> u32 {
+        // SAFETY: the kernel hands the program a valid context for as long as it runs.
+        unsafe { (*self.skb).priority }
+    }
+
+    #[inline(always)]
+    pub fn set_priority(&self, level: Level) {
+        // SAFETY: as in `priority`; the field is writable for this program type.
+        unsafe { (*self.skb).priority = u32::from(level.number()) }
+    }
+
+    /// L2 bytes, the headers of every segment and the tag included, and the number of segments.
+    #[inline(always)]
+    pub fn size(&self, tags_priority: bool) -> (u32, u32) {
+        // SAFETY: as in `priority`.
+        let (wire_len, gso_segs, gso_size, tagged) =
+            unsafe { ((*self.skb).wire_len, (*self.skb).gso_segs, (*self.skb).gso_size, (*self.skb).vlan_present) };
+        // The kernel leaves gso_segs at 0 for single packets, and for GSO packets from guests.
+        let segments = if gso_segs > 1 {
+            gso_segs
+        } else if gso_size > 0 {
+            wire_len / gso_size + 1
+        } else {
+            1
+        };
+        // A tag in the packet's metadata is not in its length, but it is on the wire; so is the one
+        // that `mark` is about to add.
+        let tag = if tagged != 0 || (tags_priority && self.priority() != 0) { VLAN_TAG as u32 } else { 0 };
+        (wire_len + tag * segments, segments)
+    }
+
+    /// `N` bytes of the packet's linear part from `at`.
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        // SAFETY: as in `priority`; the verifier knows the two as the bounds of the packet.
+        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        if start + at + N > end {
+            return None;
+        }
+        // SAFETY: the N bytes lie within the packet, as just checked; byte arrays need no alignment.
+        Some(unsafe { *((start + at) as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn ethertype(&self, at: usize) -> Option<u16> {
+        self.bytes(at).map(u16::from_be_bytes)
+    }
+
+    /// What the frame carries.
+    #[inline(always)]
+    pub fn header(&self) -> Header {
+        match self.parse() {
+            Some(header) => header,
+            // The headers of frames from packet sockets and tunnels may lie outside the linear part.
+            None => {
+                // SAFETY: as in `priority`.
+                let needed = (ETHERNET + 2 * VLAN_TAG + IPV6) as u32;
+                let len = unsafe { (*self.skb).len };
+                // SAFETY: the helper copies into the linear part; all pointers are read anew afterwards.
+                unsafe { bpf_skb_pull_data(self.skb, if len < needed { len } else { needed }) };
+                self.parse().unwrap_or(Header::Malformed)
+            }
+        }
+    }
+
+    /// `None` if a header does not lie in the linear part.
+    #[inline(always)]
+    fn parse(&self) -> Option<Header> {
+        let is_tag = |ethertype| ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ;
+        let first = self.ethertype(ETHERNET - 2)?;
+        if !is_tag(first) {
+            return self.network_header(first, ETHERNET);
+        }
+        let second = self.ethertype(ETHERNET + VLAN_TAG - 2)?;
+        if !is_tag(second) {
+            return self.network_header(second, ETHERNET + VLAN_TAG);
+        }
+        let third = self.ethertype(ETHERNET + 2 * VLAN_TAG - 2)?;
+        self.network_header(third, ETHERNET + 2 * VLAN_TAG)
+    }
+
+    #[inline(always)]
+    fn network_header(&self, ethertype: u16, at: usize) -> Option<Header> {
+        match ethertype {
+            ETHERTYPE_IPV4 => {
+                let header = self.bytes::<IPV4>(at)?;
+                if header[0] >> 4 != 4 || header[0] & 0xf < 5 {
+                    return Some(Header::Malformed);
+                }
+                Some(Header::Ipv4 {
+                    at,
+                    words: [header[0], header[1]],
+                    checksum: u16::from_be_bytes([header[10], header[11]]),
+                })
+            }
+            ETHERTYPE_IPV6 => {
+                let header = self.bytes::<IPV6>(at)?;
+                if header[0] >> 4 != 6 {
+                    return Some(Header::Malformed);
+                }
+                Some(Header::Ipv6 { at, first_two: [header[0], header[1]] })
+            }
+            _ => Some(Header::NonIp),
+        }
+    }
+
+    /// Writes the codepoint of `level`, and its PCP when asked to. Touches nothing that is already right:
+    /// writing makes the kernel copy the headers of packets that TCP keeps for a retransmission.
+    #[inline(always)]
+    pub fn mark(&self, header: &Header, level: Level, tags_priority: bool) -> Result<(), ()> {
+        match *header {
+            Header::Ipv4 { at, words: [first, class], checksum } => {
+                let marked = level.traffic_class(class);
+                if marked != class {
+                    let checksum = checksum_after(
+                        checksum,
+                        u16::from_be_bytes([first, class]),
+                        u16::from_be_bytes([first, marked]),
+                    );
+                    self.store(at + 1, &[marked])?;
+                    self.store(at + 10, &checksum.to_be_bytes())?;
+                }
+            }
+            Header::Ipv6 { at, first_two } => {
+                let marked = ipv6_marked(first_two, level);
+                if marked != first_two {
+                    self.store(at, &marked)?;
+                }
+            }
+            Header::NonIp | Header::Malformed => {}
+        }
+        if tags_priority { self.tag(level) } else { Ok(()) }
+    }
+
+    /// Writes the PCP of `level` into the outermost tag; gives an untagged frame of a level above 0 a
+    /// tag with VLAN 0 (a priority tag, IEEE 802.1Q clause 6.9).
+    #[inline(always)]
+    fn tag(&self, level: Level) -> Result<(), ()> {
+        // SAFETY: as in `priority`.
+        let (present, tci, proto) =
+            unsafe { ((*self.skb).vlan_present, (*self.skb).vlan_tci as u16, (*self.skb).vlan_proto) };
+        let pcp = u16::from(level.number()) << 13;
+        if present != 0 {
+            let marked = (tci & 0x1fff) | pcp;
+            if marked == tci {
+                return Ok(());
+            }
+            // SAFETY: the helpers change the packet's metadata alone, as the tag is not in its bytes.
+            return ok(unsafe { bpf_skb_vlan_pop(self.skb) })
+                .and_then(|()| ok(unsafe { bpf_skb_vlan_push(self.skb, proto as u16, marked) }));
+        }
+        match self.ethertype(ETHERNET - 2) {
+            Some(ETHERTYPE_VLAN | ETHERTYPE_QINQ) => {
+                let tci: [u8; 2] = self.bytes(ETHERNET).ok_or(())?;
+                let marked = (tci[0] & 0x1f) | (level.number() << 5);
+                if marked == tci[0] { Ok(()) } else { self.store(ETHERNET, &[marked]) }
+            }
+            _ if level == Level::BEST_EFFORT => Ok(()),
+            // SAFETY: the helper puts the tag into the packet's metadata; the device or the kernel writes it.
+            _ => ok(unsafe { bpf_skb_vlan_push(self.skb, ETHERTYPE_VLAN.to_be(), pcp) }),
+        }
+    }
+
+    /// Stores through the helper rather than in place: in-place writes anywhere in a program make the
+    /// kernel copy every cloned packet's headers before it runs (`bpf_unclone_prologue`,
+    /// net/core/filter.c), and TCP sends clones.
+    #[inline(always)]
+    fn store<const N: usize>(&self, at: usize, bytes: &[u8; N]) -> Result<(), ()> {
+        // SAFETY: `bytes` is N bytes long; the helper checks the offset against the packet.
+        ok(unsafe {
+            bpf_skb_store_bytes(self.skb, at as u32, bytes.as_ptr().cast(), N as u32, u64::from(BPF_F_RECOMPUTE_CSUM))
+        })
+    }
+}
+
+#[inline(always)]
+fn ok(code: impl Into<i64>) -> Result<(), ()> {
+    if code.into() == 0 { Ok(()) } else { Err(()) }
+}

@@ -1,0 +1,92 @@
+//! Why a packet was passed or dropped.
+
+/// How many reasons there are.
+pub const REASONS: usize = 10;
+
+/// The one verdict that each packet gets. Numbers are part of the pinned counters' layout: add at the
+/// end, never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Reason {
+    /// Left at the level it asked for.
+    Passed = 0,
+    /// Dropped: the level's budget was used up.
+    OverLimit = 1,
+    /// Dropped: larger than the level's largest packet, and the level's rule is to drop.
+    OversizeDropped = 2,
+    /// Left at level 0: larger than the level's largest packet. Counted at the level asked for.
+    OversizeDemoted = 3,
+    /// Left at level 0: the plan has no such level. Counted at the level asked for.
+    NotConfigured = 4,
+    /// Left at level 0: `skb->priority` is above 7 and names no level. Counted at level 0.
+    UnknownPriority = 5,
+    /// Left at level 0: neither IPv4 nor IPv6 (ARP, LLDP). Carries no mark.
+    NonIp = 6,
+    /// Left at level 0, untouched: says it is IP, but its header is cut short or contradicts itself.
+    Malformed = 7,
+    /// Dropped: other CPUs changed the limiter's word more often than the program may retry.
+    Contended = 8,
+    /// Dropped: the header could not be made writable, so the packet would have carried another mark.
+    MarkFailed = 9,
+}
+
+impl Reason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; REASONS] = [
+        Self::Passed,
+        Self::OverLimit,
+        Self::OversizeDropped,
+        Self::OversizeDemoted,
+        Self::NotConfigured,
+        Self::UnknownPriority,
+        Self::NonIp,
+        Self::Malformed,
+        Self::Contended,
+        Self::MarkFailed,
+    ];
+
+    /// The reason as an index into the counters.
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether the packet was dropped.
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        matches!(self, Self::OverLimit | Self::OversizeDropped | Self::Contended | Self::MarkFailed)
+    }
+
+    /// Whether a packet that asked for another level left at level 0.
+    pub const fn is_demotion(self) -> bool {
+        matches!(self, Self::OversizeDemoted | Self::NotConfigured)
+    }
+
+    /// The name in tables, JSON and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::OverLimit => "over_limit",
+            Self::OversizeDropped => "oversize_dropped",
+            Self::OversizeDemoted => "oversize_demoted",
+            Self::NotConfigured => "not_configured",
+            Self::UnknownPriority => "unknown_priority",
+            Self::NonIp => "non_ip",
+            Self::Malformed => "malformed",
+            Self::Contended => "contended",
+            Self::MarkFailed => "mark_failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_pinned_layout() {
+        for (number, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason.index(), number, "{}", reason.name());
+        }
+    }
+}

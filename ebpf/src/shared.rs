@@ -1,0 +1,123 @@
+//! The maps, and the only code that touches them.
+
+use core::{
+    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg},
+    ptr::{addr_of, read_volatile},
+};
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
+use qjump_ebpf::{Config, Counters, Level, LevelLimit, LevelState, State, layout::FLAG_PRIORITY_TAG};
+
+use crate::Verdict;
+
+/// `BPF_F_MMAPABLE`: the loader carries limiter words over with the same compare-exchange.
+const MMAPABLE: u32 = 1 << 10;
+
+/// Key: slot 0 or 1. Value: one configuration. Written by the loader, and only while no packet reads
+/// that slot; read by every packet.
+#[map(name = "qj_config")]
+static CONFIG: Array<Config> = Array::with_max_entries(2, 0);
+
+/// Key: 0. Value: the slot in force and the limiter words. The slot is written by the loader, words by
+/// every CPU with compare-exchange.
+#[map(name = "qj_state")]
+static STATE: Array<State> = Array::with_max_entries(1, MMAPABLE);
+
+/// Key: 0. Value: packets and bytes by level and reason. Written on its own CPU alone, read by `status`.
+#[map(name = "qj_counters")]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+/// One of the two configurations.
+#[derive(Clone, Copy)]
+pub struct Slot {
+    number: u64,
+    config: &'static Config,
+}
+
+impl Slot {
+    /// The configuration in force now.
+    #[inline(always)]
+    pub fn in_force() -> Option<Self> {
+        let state = STATE.get_ptr(0)?;
+        // SAFETY: map values live as long as the program, and `active` is one aligned word.
+        let number = unsafe { read_volatile(addr_of!((*state).active)) } & 1;
+        Some(Self { number, config: CONFIG.get(number as u32)? })
+    }
+
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        self.number
+    }
+
+    #[inline(always)]
+    pub const fn tags_priority(self) -> bool {
+        self.config.flags & FLAG_PRIORITY_TAG != 0
+    }
+
+    #[inline(always)]
+    pub fn limit(self, level: Level) -> &'static LevelLimit {
+        // SAFETY: `Level::index` is below the number of levels.
+        unsafe { self.config.limits.get_unchecked(level.index()) }
+    }
+}
+
+/// A level's limiter word in map memory.
+pub struct WordRef {
+    word: *mut u64,
+    active: *const u64,
+}
+
+/// The limiter word of `level`.
+#[inline(always)]
+pub fn limiter_word(level: Level) -> Option<WordRef> {
+    let state = STATE.get_ptr_mut(0)?;
+    // SAFETY: map values live as long as the program; `Level::index` is below the number of words.
+    unsafe {
+        let words = addr_of!((*state).words).cast::<qjump_ebpf::layout::Word>();
+        Some(WordRef { word: words.add(level.index()).cast_mut().cast(), active: addr_of!((*state).active) })
+    }
+}
+
+impl LevelState for WordRef {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // A plain load of an aligned word does not tear on any architecture with eBPF. The intrinsic
+        // for an atomic load crashes bpf-linker 0.10.4.
+        // SAFETY: `word` points into map memory.
+        unsafe { read_volatile(self.word) }
+    }
+
+    #[inline(always)]
+    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
+        // SAFETY: `word` points into map memory, aligned to 8 bytes.
+        unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.word, current, new).0 }
+    }
+
+    #[inline(always)]
+    fn active_slot(&self) -> u64 {
+        // SAFETY: `active` points into map memory.
+        unsafe { read_volatile(self.active) & 1 }
+    }
+}
+
+/// Counts `segments` frames of together `wire_bytes` bytes.
+#[inline(always)]
+pub fn count(verdict: &Verdict, segments: u32, wire_bytes: u32) {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's own value, and nothing else runs the program on this CPU meanwhile: egress
+    // runs with bottom halves disabled (__dev_queue_xmit, net/core/dev.c). Both indices are in range.
+    unsafe {
+        let level = (*counters).levels.get_unchecked_mut(verdict.level.index());
+        let count = level.reasons.get_unchecked_mut(verdict.reason.index());
+        count.packets += u64::from(segments);
+        count.bytes += u64::from(wire_bytes);
+        if verdict.now_ns != 0 {
+            level.last_ns = verdict.now_ns;
+        }
+    }
+}
