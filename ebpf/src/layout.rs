@@ -23,6 +23,11 @@ pub struct Config {
 /// levels above 0 with VLAN 0.
 pub const FLAG_PRIORITY_TAG: u64 = 1;
 
+/// In [`PlanRecord::hook`]: a tcx link (Linux 6.6 and later).
+pub const HOOK_TCX: u32 = 0;
+/// In [`PlanRecord::hook`]: a filter of the clsact qdisc.
+pub const HOOK_CLSACT: u32 = 1;
+
 /// The network-wide part of a plan, for `status`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
@@ -41,8 +46,8 @@ pub struct PlanRecord {
     pub loaded_at_ns: u64,
     /// 1 if the load created the interface's clsact qdisc, so that unload may remove it.
     pub created_clsact: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Where the program is attached: [`HOOK_TCX`] or [`HOOK_CLSACT`].
+    pub hook: u32,
     /// One record a level.
     pub levels: [LevelRecord; LEVELS],
 }
@@ -131,7 +136,7 @@ impl Config {
             generation: 0,
             loaded_at_ns: 0,
             created_clsact: 0,
-            reserved: 0,
+            hook: HOOK_TCX,
             levels: [LevelRecord { factor: 0.0, epoch_ns: 0.0, rate_bps: 0.0, bound_ns: -1.0 }; LEVELS],
         },
     };

@@ -10,8 +10,8 @@
 //! * **By packet** (the guaranteed level): every packet costs a whole epoch T, whatever its size. With
 //!   tolerance 0 the burst is T, so two packets are never admitted closer than T. With tolerance v
 //!   they are never closer than T - v, and k of them never within less than (k - 1) T - v.
-//! * **By bytes**: a packet costs its wire bytes at the level's rate r. With burst B, any window of
-//!   length t sees at most B + r t bytes.
+//! * **By bytes**: a packet costs its wire bytes at the level's rate r, rounded up to whole ns. With
+//!   burst B, any window of length t sees at most B + r (t + 1 ns) bytes: 1 ns is the clock's resolution.
 //!
 //! # Live changes
 //! A change of plan must not hand out a second burst, and must not leave a level stuck behind a debt
@@ -27,7 +27,7 @@
 //! packet therefore sees at most one change while it is in the program.
 
 /// Costs are at most a burst, and a burst at most this long: 2^38 ns, 4.6 minutes. Keeps every
-/// product of [`Carry`] below 2^63.
+/// product of [`Carry`] below 2^64.
 pub const MAX_BURST_NS: u64 = 1 << 38;
 
 /// Fraction bits of [`LevelLimit::ns_per_byte`].
@@ -77,7 +77,7 @@ pub enum Oversize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Carry {
-    /// Old rate over new rate, times 2^`shift`, rounded up; below 2^24.
+    /// Old rate over new rate, times 2^`shift`, rounded up; below 2^24 unless `shift` is 0.
     mult: u64,
     /// See `mult`.
     shift: u64,
@@ -215,22 +215,22 @@ impl LevelLimit {
             return Err(LimitError::BurstBelowPacket { burst: burst_bytes, packet });
         }
         let per_byte = ((8_000_000_000u128 << COST_SHIFT).div_ceil(u128::from(rate_bps))) as u64;
-        // The burst in time, at the very price that packets pay, so that a burst of exactly
-        // `burst_bytes` in one packet is admitted. More bytes than that never are.
-        let burst_ns = (u128::from(burst_bytes) * u128::from(per_byte)) >> COST_SHIFT;
+        // The burst in time, at the very price that packets pay and rounded up as theirs, so that a burst
+        // of exactly `burst_bytes` in one packet is admitted. Costs less than 1 ns of the rate.
+        let burst_ns = (u128::from(burst_bytes) * u128::from(per_byte)).div_ceil(1 << COST_SHIFT);
         if burst_ns > u128::from(MAX_BURST_NS) {
             return Err(LimitError::BurstTooLong(u64::try_from(burst_ns).unwrap_or(u64::MAX)));
         }
-        let burst_ns = (burst_ns as u64).max(cost_of(packet as u32, per_byte));
         Ok(Self {
             charge: Charge::Byte as u32,
             oversize: oversize as u32,
             max_packet,
             ns_per_byte: per_byte,
-            burst_ns,
-            ceiling_ns: burst_ns,
-            unit_bytes: rate_bps,
-            unit_ns: 8_000_000_000,
+            burst_ns: burst_ns as u64,
+            ceiling_ns: burst_ns as u64,
+            // The rate that packets pay, not `rate_bps`: a backlog is the sum of such prices.
+            unit_bytes: 1 << COST_SHIFT,
+            unit_ns: per_byte,
             ..Self::without_limit(Charge::Byte)
         })
     }
@@ -243,8 +243,8 @@ impl LevelLimit {
             self.carry = Carry::default();
             return self;
         }
-        // old rate / new rate, exact in 128 bits: all four factors are below 2^64, and those of one
-        // product come from one limit each.
+        // old rate / new rate, exact in 128 bits: bytes are below 2^32 and times at most 2^40, so the
+        // products are at most 2^72, and 2^110 with the burst.
         let over = u128::from(old.unit_bytes) * u128::from(self.unit_ns);
         let under = u128::from(old.unit_ns) * u128::from(self.unit_bytes);
         self.carry = Carry::new(over, under, self.burst_ns, old.ceiling_ns);
@@ -317,34 +317,30 @@ const fn cost_of(wire_bytes: u32, ns_per_byte: u64) -> u64 {
 impl Carry {
     fn new(over: u128, under: u128, burst_ns: u64, ceiling_ns: u64) -> Self {
         const MANTISSA: u128 = 1 << 24;
-        let knee_ns = u64::try_from(u128::from(burst_ns).saturating_mul(under >> 32) / (over >> 32).max(1));
-        // The exact quotient where it fits; the shifted one only for products above 2^90.
-        let knee_ns = match u128::from(burst_ns).checked_mul(under) {
-            Some(product) => u64::try_from(product / over),
-            None => knee_ns,
-        }
-        .unwrap_or(u64::MAX);
+        let knee_ns = u64::try_from(u128::from(burst_ns) * under / over).unwrap_or(u64::MAX);
         let mut shift = 0;
         while shift < 38 && (over << (shift + 1)).div_ceil(under) < MANTISSA {
             shift += 1;
         }
-        let mult = (over << shift).div_ceil(under);
-        if mult < MANTISSA {
-            Self { mult: mult as u64, shift, knee_ns, ceiling_ns }
-        } else {
-            // The old rate is over 2^24 times the new one: any backlog at all is worth a full burst.
-            Self { mult: 0, shift: 0, knee_ns: 0, ceiling_ns }
-        }
+        // Above 2^24 only with shift 0; then the knee is as much smaller than the new burst.
+        let mult = (over << shift).div_ceil(under) as u64;
+        Self { mult, shift, knee_ns, ceiling_ns }
     }
 
     #[inline(always)]
     const fn over(&self, backlog_ns: u64, burst_ns: u64) -> u64 {
-        let old = if backlog_ns < self.ceiling_ns { backlog_ns } else { self.ceiling_ns };
-        if old > self.knee_ns {
-            return burst_ns + (old - self.knee_ns);
+        if self.ceiling_ns == 0 {
+            return 0;
+        }
+        if backlog_ns > self.ceiling_ns + IMPLAUSIBLE_NS {
+            // Not made by the old configuration. No less than a full burst, for it may be worth that.
+            return burst_ns;
+        }
+        if backlog_ns > self.knee_ns {
+            return burst_ns + (backlog_ns - self.knee_ns);
         }
         let shift = self.shift & 63;
-        let new = (old * self.mult + ((1 << shift) - 1)) >> shift;
+        let new = (backlog_ns * self.mult + ((1 << shift) - 1)) >> shift;
         if new < burst_ns { new } else { burst_ns }
     }
 }
@@ -425,11 +421,13 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
         }
         let backlog = backlog_in(limit, slot, word, now_ns);
         if backlog + cost_ns > limit.burst_ns {
-            if backlog <= limit.ceiling_ns.wrapping_add(IMPLAUSIBLE_NS) {
-                return Admission::Over;
+            let plausible = backlog <= limit.ceiling_ns.wrapping_add(IMPLAUSIBLE_NS);
+            if !plausible || slot_of(word) != slot & 1 {
+                // A damaged word: without this the level would be shut until the clock reached it. Or a
+                // word of the other slot, which may be damaged as well, and does not show it afterwards.
+                let backlog = if plausible { backlog } else { limit.burst_ns };
+                state.compare_exchange(word, word_at(now_ns, backlog, slot));
             }
-            // A damaged word: without this the level would be shut until the clock reached it.
-            state.compare_exchange(word, word_at(now_ns, limit.burst_ns, slot));
             return Admission::Over;
         }
         let seen = state.compare_exchange(word, word_at(now_ns, backlog + cost_ns, slot));

@@ -1,1 +1,4 @@
-//! x
+//! What the integration tests and the benchmark share. Everything here needs root and the eBPF objects;
+//! `cargo xtask test` and `cargo xtask bench` see to both.
+
+pub mod program;

@@ -1,0 +1,69 @@
+//! `qjump load` and `qjump unload`.
+
+use clap::Args;
+
+use super::{Failure, plan::NetworkArgs, print};
+use crate::dataplane::{self, Hook, Request};
+
+/// Limit and mark what leaves through interfaces; again to replace plan and program
+#[derive(Args)]
+pub struct LoadCommand {
+    /// Interface to manage; repeatable. Without it, those of the configuration file
+    #[arg(long, value_name = "IF")]
+    interface: Vec<String>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Write the level into the frame's 802.1p priority too, tagging untagged frames with VLAN 0
+    #[arg(long)]
+    pcp: bool,
+    /// Where to attach the program
+    #[arg(long, value_enum, default_value_t)]
+    hook: Hook,
+}
+
+/// Remove the program; the interface is as it was before the first load
+#[derive(Args)]
+pub struct UnloadCommand {
+    /// Interface; repeatable
+    #[arg(long, value_name = "IF", required_unless_present = "all")]
+    interface: Vec<String>,
+    /// Every interface that qjump is loaded on
+    #[arg(long, conflicts_with = "interface")]
+    all: bool,
+}
+
+impl LoadCommand {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let (plan, host) = self.network.plan()?;
+        let interfaces = if self.interface.is_empty() { &host.interfaces } else { &self.interface };
+        if interfaces.is_empty() {
+            return Err(Failure::Usage(
+                "no interface; give --interface IF, or interfaces = [\"IF\"] in section [host] of the configuration"
+                    .into(),
+            ));
+        }
+        let request = Request { interfaces, plan: &plan, pcp: self.pcp || host.pcp, hook: self.hook };
+        let loaded = dataplane::load(&request)?;
+        print(&plan)?;
+        for one in loaded {
+            let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
+            let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };
+            print(format!("{}: {what} ({}){stale}", one.interface, one.hook))?;
+        }
+        Ok(())
+    }
+}
+
+impl UnloadCommand {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let interfaces = if self.all { dataplane::loaded_interfaces()? } else { self.interface.clone() };
+        if interfaces.is_empty() {
+            return print("qjump is not loaded on any interface");
+        }
+        for interface in interfaces {
+            dataplane::unload(&interface)?;
+            print(format!("{interface}: unloaded"))?;
+        }
+        Ok(())
+    }
+}

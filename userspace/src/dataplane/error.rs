@@ -1,0 +1,86 @@
+//! What can go wrong between a plan and a limited interface: what, where, and what to do.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+/// An error of [`super::load`], [`super::unload`] or [`super::status`].
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the message is the documentation")]
+pub enum Error {
+    #[error(
+        "this qjump was built without its eBPF program; build it with `cargo xtask build`, or set \
+         QJUMP_BPF_OBJECT to a prebuilt object when building"
+    )]
+    NoObject,
+    #[error("missing {0}: loading eBPF programs needs CAP_BPF and CAP_NET_ADMIN; run it as root, for example with sudo")]
+    Capability(&'static str),
+    #[error("there is no interface '{0}' in this network namespace; `ip link` lists what there is")]
+    NoInterface(String),
+    #[error("interface '{0}' is given twice; name each interface once")]
+    InterfaceTwice(String),
+    #[error("interface {0} is the loopback device: its packets never reach a network, so there is nothing to bound")]
+    Loopback(String),
+    #[error(
+        "interface {0} has no Ethernet header, so its packets have no wire size and no priority tag; load qjump on \
+         the Ethernet device below it"
+    )]
+    NotEthernet(String),
+    #[error(
+        "max-packet is {packet} bytes, but interface {interface} sends at most {largest} (its MTU of {mtu} and a header \
+         of 14); lower --max-packet, or raise the MTU with `ip link set dev {interface} mtu {}`", packet - 14
+    )]
+    PacketOverMtu { interface: String, packet: u32, mtu: u32, largest: u32 },
+    #[error("cannot mount the BPF file system at {path}: {source}; mount it by hand: mount -t bpf bpf {path}")]
+    Mount { path: &'static str, source: io::Error },
+    #[error("another qjump is changing this host's interfaces; it did not finish within {0} s. Try again")]
+    Locked(u64),
+    #[error("{path}: {why}. It is no state of this version of qjump; remove it with `qjump unload --interface {interface}`")]
+    CorruptPin { path: PathBuf, why: String, interface: String },
+    #[error("this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.10 or later with BPF and clsact")]
+    Kernel { what: &'static str, detail: String },
+    #[error("this kernel has no tcx (it came with Linux 6.6); use --hook clsact, or --hook auto")]
+    NoTcx,
+    #[error("interface {interface}: {source} while {action}")]
+    Io { interface: String, action: &'static str, source: io::Error },
+    #[error("interface {interface}: cannot attach the program: {detail}")]
+    Attach { interface: String, detail: String },
+    #[error("qjump is not loaded on interface {0}; `qjump status` lists where it is")]
+    NotLoaded(String),
+    #[error(transparent)]
+    Plan(#[from] crate::plan::PlanError),
+}
+
+impl Error {
+    /// Whether the request itself is wrong, whatever the state of the host (exit status 64).
+    pub const fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::InterfaceTwice(_)
+                | Self::Loopback(_)
+                | Self::NotEthernet(_)
+                | Self::PacketOverMtu { .. }
+                | Self::Plan(_)
+        )
+    }
+
+    pub(super) fn io(interface: &str, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let interface = interface.to_owned();
+        move |source| Self::Io { interface, action, source }
+    }
+}
+
+/// The telling lines of an error with a verifier log: its head and its last lines.
+pub(super) fn shorten(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.len() <= 6 {
+        return lines.join("; ");
+    }
+    format!("{}; ({} lines omitted) {}", lines[0], lines.len() - 4, lines[lines.len() - 3..].join("; "))
+}

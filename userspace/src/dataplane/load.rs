@@ -1,0 +1,399 @@
+//! Load, replace and unload.
+
+use std::{collections::HashSet, fs, io, os::fd::AsFd, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+};
+use nix::sys::stat::Mode;
+use qjump_ebpf::{
+    Config,
+    layout::{FLAG_PRIORITY_TAG, HOOK_CLSACT, HOOK_TCX},
+    names,
+};
+
+use super::{
+    Error, OBJECT,
+    error::shorten,
+    maps::{self, Maps},
+    netlink::{self, Interface},
+    pins::{BPFFS, Lock, Pins, ensure_bpffs},
+    sys,
+};
+use crate::plan::Plan;
+
+/// Where to attach the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Hook {
+    /// tcx where the kernel has it (Linux 6.6), else clsact.
+    #[default]
+    Auto,
+    /// A tcx link.
+    Tcx,
+    /// A filter of the clsact qdisc.
+    Clsact,
+}
+
+/// What to load.
+pub struct Request<'a> {
+    /// The interfaces, all or none.
+    pub interfaces: &'a [String],
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Whether to write the level into the frame's 802.1p priority too.
+    pub pcp: bool,
+    /// Where to attach.
+    pub hook: Hook,
+}
+
+/// What a load did to one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The interface.
+    pub interface: String,
+    /// `"tcx"` or `"clsact"`.
+    pub hook: &'static str,
+    /// Whether a program was there before and was replaced.
+    pub replaced: bool,
+    /// Whether it first removed what an interface of this name had left that is gone now.
+    pub removed_stale: bool,
+}
+
+/// Our place on clsact: the first filters, under a handle that is ours ("qj").
+const FILTER_PRIORITY: u16 = 1;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x716a);
+
+/// What there is on an interface before a load.
+enum Found {
+    Nothing,
+    /// Pins that nothing uses: of an interface that is gone, or of a load that ended half-way.
+    Leftovers,
+    Tcx(FdLink),
+    Clsact,
+}
+
+struct Prepared {
+    interface: Interface,
+    pins: Pins,
+    object: Ebpf,
+    hook: Hook,
+    found: Found,
+    config: Config,
+}
+
+/// Undoes, in reverse order, what a failed load did.
+#[derive(Default)]
+struct Undo(Vec<Box<dyn FnOnce()>>);
+
+impl Undo {
+    fn push(&mut self, step: impl FnOnce() + 'static) {
+        self.0.push(Box::new(step));
+    }
+
+    fn forget(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        while let Some(step) = self.0.pop() {
+            step();
+        }
+    }
+}
+
+/// Loads a plan onto interfaces, or replaces what is in force there. All or nothing.
+///
+/// # Errors
+/// If anything is missing or refused; then the host is as it was before.
+pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let flags = if request.pcp { FLAG_PRIORITY_TAG } else { 0 };
+    let config = request.plan.config(flags)?;
+    let interfaces = check_interfaces(request)?;
+    require_capabilities()?;
+
+    let mut undo = Undo::default();
+    if ensure_bpffs()? {
+        undo.push(|| {
+            let _ = nix::mount::umount(BPFFS);
+        });
+    }
+    let _lock = Lock::take()?;
+    let mut prepared = Vec::new();
+    for interface in interfaces {
+        prepared.push(prepare(interface, request.hook, &config, &mut undo)?);
+    }
+    let mut loaded = Vec::new();
+    for one in prepared {
+        loaded.push(commit(one, &mut undo)?);
+    }
+    undo.forget();
+    Ok(loaded)
+}
+
+/// Removes the program and all that `load` made; the interface is as it was before the first load.
+///
+/// # Errors
+/// If nothing is loaded there, or the kernel refuses.
+pub fn unload(interface: &str) -> Result<(), Error> {
+    require_capabilities()?;
+    let pins = Pins::of(interface);
+    let not_loaded = || Error::NotLoaded(interface.to_owned());
+    if !pins.exist() {
+        return Err(not_loaded());
+    }
+    let _lock = Lock::take()?;
+    if !pins.exist() {
+        return Err(not_loaded());
+    }
+    let device = netlink::interface(interface).map_err(Error::io(interface, "looking it up"))?;
+    let created_clsact = Maps::open(interface, &pins).is_ok_and(|maps| maps.in_force().plan.created_clsact == 1);
+    if let Some(device) = device {
+        detach_clsact(&device, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
+    }
+    pins.remove().map_err(Error::io(interface, "removing its pins"))
+}
+
+fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
+    let mut seen = HashSet::new();
+    let mut interfaces = Vec::new();
+    for name in request.interfaces {
+        if !seen.insert(name) {
+            return Err(Error::InterfaceTwice(name.clone()));
+        }
+        let interface = netlink::interface(name)
+            .map_err(Error::io(name, "looking it up"))?
+            .ok_or_else(|| Error::NoInterface(name.clone()))?;
+        if interface.is_loopback {
+            return Err(Error::Loopback(name.clone()));
+        }
+        if !interface.is_ethernet {
+            return Err(Error::NotEthernet(name.clone()));
+        }
+        let (packet, largest) = (request.plan.network.max_packet, interface.mtu.saturating_add(14));
+        if packet > largest {
+            return Err(Error::PacketOverMtu { interface: name.clone(), packet, mtu: interface.mtu, largest });
+        }
+        interfaces.push(interface);
+    }
+    Ok(interfaces)
+}
+
+/// CAP_SYS_ADMIN stands in for CAP_BPF, as in the kernel.
+fn require_capabilities() -> Result<(), Error> {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_BPF: u64 = 1 << 39;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    if effective & (CAP_BPF | CAP_SYS_ADMIN) == 0 {
+        return Err(Error::Capability("CAP_BPF"));
+    }
+    if effective & CAP_NET_ADMIN == 0 {
+        return Err(Error::Capability("CAP_NET_ADMIN"));
+    }
+    Ok(())
+}
+
+/// Finds what is there, and loads the program into the kernel: nothing that traffic could notice.
+fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo) -> Result<Prepared, Error> {
+    let name = interface.name.clone();
+    let pins = Pins::of(&name);
+    let has_tcx = SchedClassifier::query_tcx(&name, TcAttachType::Egress).is_ok();
+    let found = find(&interface, &pins)?;
+    let hook = match (wanted, &found) {
+        (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
+        // A replacement stays where it is, unless told otherwise.
+        (Hook::Auto, Found::Clsact) => Hook::Clsact,
+        (Hook::Auto, _) if has_tcx => Hook::Tcx,
+        (Hook::Auto, _) => Hook::Clsact,
+        (hook, _) => hook,
+    };
+    let moving = matches!((&found, hook), (Found::Tcx(_), Hook::Clsact) | (Found::Clsact, Hook::Tcx));
+    if moving {
+        return Err(Error::Attach {
+            detail: format!(
+                "it is attached at the other hook; run `qjump unload --interface {name}` first, then load with --hook"
+            ),
+            interface: name,
+        });
+    }
+
+    if matches!(found, Found::Leftovers) {
+        pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
+    }
+    if matches!(found, Found::Nothing | Found::Leftovers) {
+        let pins = pins.clone();
+        undo.push(move || drop(pins.remove()));
+    }
+    // Only the owner may look in: whoever can write the maps can lift the limits.
+    let before = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    let object = pins
+        .create()
+        .map_err(Error::io(&name, "creating its directory in /sys/fs/bpf"))
+        .and_then(|()| load_object(&pins));
+    nix::sys::stat::umask(before);
+    Ok(Prepared { interface, pins, object: object?, hook, found, config: *config })
+}
+
+fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    for map in [names::CONFIG, names::STATE, names::COUNTERS] {
+        loader.map_pin_path(map, pins.map(map));
+    }
+    let refused = |what| move |detail| Error::Kernel { what, detail };
+    let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
+    program(&mut object)?.load().map_err(|error| refused("program")(shorten(&error)))?;
+    Ok(object)
+}
+
+fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {
+    object
+        .program_mut(names::PROGRAM)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::Kernel { what: "program", detail: format!("the object has no {}", names::PROGRAM) })
+}
+
+fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
+    if !pins.exist() {
+        return Ok(Found::Nothing);
+    }
+    let corrupt = |path: PathBuf, why: String| Error::CorruptPin { path, why, interface: interface.name.clone() };
+    let link = pins.link();
+    if link.exists() {
+        let fd = sys::open_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
+        let state = sys::tcx_link(fd.as_fd()).map_err(|error| corrupt(link.clone(), error.to_string()))?;
+        if state.ifindex != interface.index {
+            // The link of a device that is gone, or of one with the same name that came before.
+            return Ok(Found::Leftovers);
+        }
+        Maps::open(&interface.name, pins)?;
+        let link = PinnedLink::from_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
+        return Ok(Found::Tcx(FdLink::from(link)));
+    }
+    if maps::any_pinned(pins) {
+        let maps = Maps::open(&interface.name, pins)?;
+        let filters =
+            netlink::egress_filters(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
+        let ours = maps.in_force().plan.hook == HOOK_CLSACT
+            && filters.iter().any(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY);
+        return Ok(if ours { Found::Clsact } else { Found::Leftovers });
+    }
+    Ok(Found::Leftovers)
+}
+
+fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
+    let Prepared { interface, pins, mut object, hook, found, mut config } = prepared;
+    let name = interface.name.clone();
+    let mut maps = Maps::of(&mut object).map_err(Error::io(&name, "opening its maps"))?;
+    let loaded = Loaded {
+        interface: name.clone(),
+        hook: if hook == Hook::Clsact { "clsact" } else { "tcx" },
+        replaced: matches!(found, Found::Tcx(_) | Found::Clsact),
+        removed_stale: matches!(found, Found::Leftovers),
+    };
+    config.plan.hook = if hook == Hook::Clsact { HOOK_CLSACT } else { HOOK_TCX };
+    let attach_failed = |detail: String| Error::Attach { interface: name.clone(), detail };
+    match found {
+        Found::Nothing | Found::Leftovers => {
+            if hook == Hook::Clsact {
+                let had = netlink::has_clsact(interface.index).map_err(Error::io(&name, "listing its qdiscs"))?;
+                config.plan.created_clsact = u32::from(!had);
+                if !had {
+                    tc::qdisc_add_clsact(&name).map_err(|error| attach_failed(shorten(&error)))?;
+                    let index = interface.index;
+                    undo.push(move || drop(netlink::remove_unused_clsact(index)));
+                }
+            }
+            maps.initialise(&config).map_err(Error::io(&name, "writing its configuration"))?;
+            attach(&mut object, &interface, &pins, hook)?;
+            if hook == Hook::Clsact {
+                undo.push(move || drop(detach_clsact(&interface, false)));
+            }
+        }
+        Found::Tcx(_) | Found::Clsact => {
+            let before = maps.in_force();
+            config.plan.created_clsact = before.plan.created_clsact;
+            // First the program, then the configuration: both programs read the same configuration, and
+            // the change of configuration is the step that can be taken back.
+            match found {
+                Found::Tcx(link) => {
+                    let link = SchedClassifierLink::try_from(link).map_err(|error| attach_failed(shorten(&error)))?;
+                    let program = program(&mut object)?;
+                    let id = program.attach_to_link(link).map_err(|error| attach_failed(shorten(&error)))?;
+                    // The pin goes on holding the link when this handle is closed.
+                    drop(program.take_link(id));
+                }
+                _ => attach_clsact(&mut object, &interface, true)?,
+            }
+            maps.put_in_force(&config).map_err(Error::io(&name, "changing its configuration"))?;
+            undo.push(move || drop(maps.put_in_force(&before)));
+        }
+    }
+    Ok(loaded)
+}
+
+fn attach(object: &mut Ebpf, interface: &Interface, pins: &Pins, hook: Hook) -> Result<(), Error> {
+    if hook == Hook::Clsact {
+        return attach_clsact(object, interface, false);
+    }
+    let failed = |detail: String| Error::Attach { interface: interface.name.clone(), detail };
+    let program = program(object)?;
+    let link = program
+        .attach_with_options(&interface.name, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::first()))
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| failed(shorten(&error)))?;
+    let link = FdLink::try_from(link).map_err(|error| failed(shorten(&error)))?;
+    link.pin(pins.link()).map(drop).map_err(|error| failed(shorten(&error)))
+}
+
+fn attach_clsact(object: &mut Ebpf, interface: &Interface, replace: bool) -> Result<(), Error> {
+    let failed = |detail: String| Error::Attach { interface: interface.name.clone(), detail };
+    let program = program(object)?;
+    let id = if replace {
+        SchedClassifierLink::attached(&interface.name, TcAttachType::Egress, FILTER_PRIORITY, FILTER_HANDLE, None)
+            .map_err(|error| failed(error.to_string()))
+            .and_then(|link| program.attach_to_link(link).map_err(|error| failed(shorten(&error))))?
+    } else {
+        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+        program
+            .attach_with_options(&interface.name, TcAttachType::Egress, TcAttachOptions::Netlink(options))
+            .map_err(|error| failed(shorten(&error)))?
+    };
+    // Dropping the link would remove the filter, which is to outlive this process.
+    program.take_link(id).map(std::mem::forget).map_err(|error| failed(shorten(&error)))
+}
+
+/// Whether our filter is on the interface's clsact, and behind which program.
+pub(super) fn clsact_filter(ifindex: u32) -> io::Result<Option<netlink::EgressFilter>> {
+    Ok(netlink::egress_filters(ifindex)?
+        .into_iter()
+        .find(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY))
+}
+
+fn detach_clsact(interface: &Interface, created_clsact: bool) -> io::Result<()> {
+    if clsact_filter(interface.index)?.is_some() {
+        let link = SchedClassifierLink::attached(
+            &interface.name,
+            TcAttachType::Egress,
+            FILTER_PRIORITY,
+            FILTER_HANDLE,
+            None,
+        )?;
+        aya::programs::Link::detach(link).map_err(io::Error::other)?;
+    }
+    if created_clsact { netlink::remove_unused_clsact(interface.index) } else { Ok(()) }
+}

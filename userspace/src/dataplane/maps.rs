@@ -1,0 +1,173 @@
+//! The pinned maps of one interface, and the protocol of a change.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::AsFd,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData, PerCpuArray},
+};
+use qjump_ebpf::{
+    Config, Counters, LEVELS, Level, State,
+    layout::{Count, LevelCounters, VERSION},
+    limiter::carry_over,
+    names,
+};
+
+use super::{
+    Error,
+    pins::Pins,
+    sys::{MapShape, SharedState, grace_period, map_shape, monotonic_ns, open_pin},
+};
+
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+
+/// What each pinned map must look like to be reused. aya does not check.
+fn shapes() -> HashMap<&'static str, MapShape> {
+    let shape = |kind, value: usize, max_entries| MapShape { kind, key_size: 4, value_size: value as u32, max_entries };
+    HashMap::from([
+        (names::CONFIG, shape(ARRAY, size_of::<Config>(), 2)),
+        (names::STATE, shape(ARRAY, size_of::<State>(), 1)),
+        (names::COUNTERS, shape(PERCPU_ARRAY, size_of::<Counters>(), 1)),
+    ])
+}
+
+/// The maps of one interface.
+pub struct Maps {
+    config: Array<MapData, Config>,
+    state: SharedState,
+    counters: PerCpuArray<MapData, Counters>,
+}
+
+/// The longest that a change waits for what the old configuration admitted to drain.
+const LONGEST_DRAIN: Duration = Duration::from_secs(1);
+
+impl Maps {
+    /// Opens the pinned maps, if their shape and version are ours.
+    pub fn open(interface: &str, pins: &Pins) -> Result<Self, Error> {
+        let corrupt = |name: &str, why: String| Error::CorruptPin {
+            path: pins.map(name),
+            why,
+            interface: interface.to_owned(),
+        };
+        for (name, wanted) in shapes() {
+            let fd = open_pin(&pins.map(name)).map_err(|error| corrupt(name, format!("cannot be opened: {error}")))?;
+            let shape = map_shape(fd.as_fd()).map_err(|error| corrupt(name, error.to_string()))?;
+            if shape != wanted {
+                return Err(corrupt(name, format!("the map has {shape:?} instead of {wanted:?}")));
+            }
+        }
+        let open = |name| {
+            MapData::from_pin(pins.map(name)).map_err(|error| corrupt(name, format!("cannot be opened: {error}")))
+        };
+        let maps = Self::from_data(open(names::CONFIG)?, open(names::STATE)?, open(names::COUNTERS)?)
+            .map_err(|error| corrupt(names::STATE, error.to_string()))?;
+        let version = maps.in_force().plan.version;
+        if version != VERSION {
+            return Err(corrupt(names::CONFIG, format!("its layout is version {version}, not {VERSION}")));
+        }
+        Ok(maps)
+    }
+
+    /// The maps of an object that has just been loaded.
+    pub fn of(object: &mut Ebpf) -> io::Result<Self> {
+        let mut take = |name| match object.take_map(name) {
+            Some(Map::Array(data) | Map::PerCpuArray(data)) => Ok(data),
+            _ => Err(io::Error::other(format!("the eBPF object has no map {name}"))),
+        };
+        Self::from_data(take(names::CONFIG)?, take(names::STATE)?, take(names::COUNTERS)?)
+    }
+
+    fn from_data(config: MapData, state: MapData, counters: MapData) -> io::Result<Self> {
+        let state_fd = state.fd().as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            config: Array::try_from(Map::Array(config)).map_err(io::Error::other)?,
+            state: SharedState::new(state_fd)?,
+            counters: PerCpuArray::try_from(Map::PerCpuArray(counters)).map_err(io::Error::other)?,
+        })
+    }
+
+    fn slot(&self, slot: u64) -> Config {
+        self.config.get(&(slot as u32), 0).unwrap_or(Config::EMPTY)
+    }
+
+    /// The configuration in force.
+    pub fn in_force(&self) -> Config {
+        self.slot(self.state.active())
+    }
+
+    /// Fills maps that no packet has seen yet.
+    pub fn initialise(&mut self, config: &Config) -> io::Result<()> {
+        self.config.set(1, Config::EMPTY, 0).map_err(io::Error::other)?;
+        self.config.set(0, stamped(config, 1), 0).map_err(io::Error::other)?;
+        self.state.activate(0);
+        Ok(())
+    }
+
+    /// Puts `config` in force for all levels at one instant, under traffic. Only the holder of the
+    /// [`super::pins::Lock`] may call it. See [`qjump_ebpf::limiter`] for why each step is there.
+    pub fn put_in_force(&mut self, config: &Config) -> io::Result<()> {
+        // A loader that was killed half-way may have left words of the slot that is about to be written.
+        self.carry_all_over();
+        grace_period();
+
+        let old = self.in_force();
+        let mut new = stamped(config, old.plan.generation + 1);
+        for (limit, old) in new.limits.iter_mut().zip(&old.limits) {
+            *limit = limit.replacing(old);
+        }
+        let idle = 1 - self.state.active();
+        self.config.set(idle as u32, new, 0).map_err(io::Error::other)?;
+        self.state.activate(idle);
+        let activated = Instant::now();
+        self.carry_all_over();
+        grace_period();
+
+        // What exceeds the new bursts drains before the next change may come.
+        let drain = old.limits.iter().map(|limit| Duration::from_nanos(limit.burst_ns())).max().unwrap_or_default();
+        std::thread::sleep(drain.min(LONGEST_DRAIN).saturating_sub(activated.elapsed()));
+        Ok(())
+    }
+
+    fn carry_all_over(&self) {
+        let slot = self.state.active();
+        let config = self.slot(slot);
+        for level in Level::strictest_first() {
+            carry_over(&self.state.level(level), slot, &config.limits[level.index()], monotonic_ns());
+        }
+    }
+
+    /// What happened to each level's packets, all CPUs together.
+    pub fn counters(&self) -> io::Result<[LevelCounters; LEVELS]> {
+        let per_cpu = self.counters.get(&0, 0).map_err(io::Error::other)?;
+        let mut sum = [LevelCounters { reasons: [Count::default(); _], last_ns: 0 }; LEVELS];
+        for counters in per_cpu.iter() {
+            for (sum, level) in sum.iter_mut().zip(&counters.levels) {
+                sum.last_ns = sum.last_ns.max(level.last_ns);
+                for (sum, count) in sum.reasons.iter_mut().zip(&level.reasons) {
+                    sum.packets += count.packets;
+                    sum.bytes += count.bytes;
+                }
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Whether a load ended before it attached: maps without a link, which nothing uses.
+pub fn any_pinned(pins: &Pins) -> bool {
+    fs::read_dir(pins.directory().join("maps")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn stamped(config: &Config, generation: u64) -> Config {
+    let mut config = *config;
+    config.plan.generation = generation;
+    config.plan.loaded_at_ns =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    config
+}

@@ -1,0 +1,30 @@
+//! The eBPF program on interfaces: load, replace, inspect, remove.
+//!
+//! Everything that outlives the process is pinned under /sys/fs/bpf/qjump/IFACE. A load first checks
+//! all it can without touching anything, then prepares every interface, attaches last, and undoes what
+//! it did if a later step fails.
+
+mod error;
+mod load;
+mod maps;
+pub mod netlink;
+mod pins;
+mod status;
+pub mod sys;
+
+pub use error::Error;
+pub use maps::Maps;
+pub use load::{Hook, Loaded, Request, load, unload};
+pub use pins::{BPFFS, Pins};
+pub use status::{InterfaceStatus, LevelStatus, status};
+
+/// The eBPF object, or empty if it was not there when qjump was built.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/qjump.o"));
+
+/// The interfaces that qjump is loaded on, or has left pins of.
+///
+/// # Errors
+/// If /sys/fs/bpf/qjump is there and cannot be read.
+pub fn loaded_interfaces() -> Result<Vec<String>, Error> {
+    Pins::interfaces().map_err(Error::io("(all)", "listing /sys/fs/bpf/qjump"))
+}

@@ -1,0 +1,165 @@
+//! What is in force, asked from the kernel rather than from the configuration.
+
+use std::{io, os::fd::AsFd};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use qjump_ebpf::{
+    Config, Level, Reason,
+    layout::{Count, HOOK_CLSACT, LevelCounters},
+};
+
+use super::{
+    Error,
+    load::clsact_filter,
+    maps::Maps,
+    netlink,
+    pins::Pins,
+    sys::{monotonic_ns, open_pin, tcx_link},
+};
+
+/// The state of one interface.
+pub struct InterfaceStatus {
+    /// Its name.
+    pub interface: String,
+    /// `"tcx"` or `"clsact"`.
+    pub hook: &'static str,
+    /// Whether the program really is on the egress of this very interface now.
+    pub attached: bool,
+    /// What is wrong, and what to do, if anything.
+    pub problem: Option<String>,
+    /// The program that runs.
+    pub program_id: Option<u32>,
+    /// Its place among the programs on this egress, from 1, and how many there are.
+    pub position: Option<(usize, usize)>,
+    /// The configuration in force.
+    pub config: Config,
+    /// The strictest level first; levels neither configured nor used are left out.
+    pub levels: Vec<LevelStatus>,
+}
+
+/// The state of one level.
+pub struct LevelStatus {
+    /// The level.
+    pub level: Level,
+    /// What happened to its packets.
+    pub counters: LevelCounters,
+    /// Since its last packet, ns. `None` if there was none, or for levels without a limit, which never
+    /// read the clock.
+    pub idle_ns: Option<u64>,
+}
+
+impl LevelStatus {
+    /// Packets with this verdict.
+    pub const fn count(&self, reason: Reason) -> Count {
+        self.counters.reasons[reason.index()]
+    }
+
+    fn sum(&self, wanted: impl Fn(Reason) -> bool) -> Count {
+        Reason::ALL.into_iter().filter(|&reason| wanted(reason)).fold(Count::default(), |sum, reason| {
+            let count = self.count(reason);
+            Count { packets: sum.packets + count.packets, bytes: sum.bytes + count.bytes }
+        })
+    }
+
+    /// Packets that left, at the level or below.
+    pub fn passed(&self) -> Count {
+        self.sum(|reason| !reason.is_drop())
+    }
+
+    /// Packets that were dropped.
+    pub fn dropped(&self) -> Count {
+        self.sum(Reason::is_drop)
+    }
+}
+
+/// The state of one interface, or of all that qjump is loaded on.
+///
+/// # Errors
+/// If qjump is not loaded on `interface`, or its pins are not readable or not ours.
+pub fn status(interface: Option<&str>) -> Result<Vec<InterfaceStatus>, Error> {
+    let names = match interface {
+        Some(name) if !Pins::of(name).exist() => return Err(Error::NotLoaded(name.to_owned())),
+        Some(name) => vec![name.to_owned()],
+        None => super::loaded_interfaces()?,
+    };
+    names.iter().map(|name| one(name)).collect()
+}
+
+struct Attachment {
+    problem: Option<String>,
+    program_id: Option<u32>,
+    position: Option<(usize, usize)>,
+}
+
+fn one(interface: &str) -> Result<InterfaceStatus, Error> {
+    let pins = Pins::of(interface);
+    let maps = Maps::open(interface, &pins)?;
+    let config = maps.in_force();
+    let counters = maps.counters().map_err(Error::io(interface, "reading its counters"))?;
+    let clsact = config.plan.hook == HOOK_CLSACT;
+    let attachment = attachment(interface, &pins, clsact).map_err(Error::io(interface, "asking for its programs"))?;
+    let now = monotonic_ns();
+    let levels = Level::strictest_first()
+        .filter_map(|level| {
+            let counters = counters[level.index()];
+            let used = counters.reasons.iter().any(|count| count.packets > 0);
+            let configured =
+                level == Level::BEST_EFFORT || config.limits[level.index()] != qjump_ebpf::LevelLimit::NOT_CONFIGURED;
+            let idle_ns = (counters.last_ns != 0).then(|| now.saturating_sub(counters.last_ns));
+            (configured || used).then_some(LevelStatus { level, counters, idle_ns })
+        })
+        .collect();
+    Ok(InterfaceStatus {
+        interface: interface.to_owned(),
+        hook: if clsact { "clsact" } else { "tcx" },
+        attached: attachment.problem.is_none(),
+        problem: attachment.problem,
+        program_id: attachment.program_id,
+        position: attachment.position,
+        config,
+        levels,
+    })
+}
+
+fn attachment(interface: &str, pins: &Pins, clsact: bool) -> io::Result<Attachment> {
+    let broken = |program_id, problem: String| Attachment { problem: Some(problem), program_id, position: None };
+    let reload = format!("run `qjump load` again, or `qjump unload --interface {interface}`");
+    let Some(device) = netlink::interface(interface)? else {
+        return Ok(broken(
+            None,
+            format!("there is no interface {interface} in this network namespace any more; {reload}"),
+        ));
+    };
+    if clsact {
+        let filters = netlink::egress_filters(device.index)?;
+        return Ok(match clsact_filter(device.index)? {
+            Some(ours) => Attachment {
+                problem: None,
+                program_id: ours.program_id,
+                position: filters.iter().position(|filter| *filter == ours).map(|at| (at + 1, filters.len())),
+            },
+            None => broken(None, format!("its filter is gone from clsact; {reload}")),
+        });
+    }
+    let fd = match open_pin(&pins.link()) {
+        Ok(fd) => fd,
+        Err(error) => return Ok(broken(None, format!("its link cannot be opened ({error}); {reload}"))),
+    };
+    let link = tcx_link(fd.as_fd())?;
+    if link.ifindex != device.index {
+        let what = if link.ifindex == 0 { "a device that is gone" } else { "another device" };
+        return Ok(broken(
+            Some(link.program_id),
+            format!("its link belongs to {what}, which had the same name; {reload}"),
+        ));
+    }
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).map_err(io::Error::other)?;
+    match programs.iter().position(|program| program.id() == link.program_id) {
+        Some(at) => Ok(Attachment {
+            problem: None,
+            program_id: Some(link.program_id),
+            position: Some((at + 1, programs.len())),
+        }),
+        None => Ok(broken(Some(link.program_id), format!("the kernel does not list it on the egress; {reload}"))),
+    }
+}

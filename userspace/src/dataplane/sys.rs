@@ -1,0 +1,193 @@
+//! The few system calls that no crate wraps: what the kernel says of a map or a link, a grace period,
+//! and the limiter words in shared memory.
+
+use std::{
+    ffi::CString,
+    io,
+    num::NonZeroUsize,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use qjump_ebpf::{Level, LevelState, State};
+
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+fn bpf(command: libc::c_int, attribute: &mut [u64; 4]) -> io::Result<libc::c_long> {
+    // SAFETY: `attribute` is a zero-padded `union bpf_attr` of the size given; the pointers in it are
+    // the callers' and outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(attribute)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Opens a pinned object.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = bpf(BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0, 0, 0])?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn info(fd: BorrowedFd<'_>, words: &mut [u32]) -> io::Result<()> {
+    let length = size_of_val(words) as u64;
+    // bpf_fd: u32, info_len: u32, info: u64 (little- and big-endian hosts lay the two halves out differently).
+    let mut head = [0u32; 2];
+    head[0] = fd.as_raw_fd() as u32;
+    head[1] = length as u32;
+    // SAFETY: both are eight bytes of plain integers.
+    let head: u64 = unsafe { std::mem::transmute(head) };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut [head, words.as_mut_ptr() as u64, 0, 0]).map(|_| ())
+}
+
+/// What makes a map fit for reuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapShape {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries.
+    pub max_entries: u32,
+}
+
+/// The shape of a map (the first fields of `struct bpf_map_info`). Fails for anything but a map.
+pub fn map_shape(fd: BorrowedFd<'_>) -> io::Result<MapShape> {
+    require_kind(fd, "bpf-map")?;
+    let mut words = [0u32; 20];
+    info(fd, &mut words)?;
+    Ok(MapShape { kind: words[0], key_size: words[2], value_size: words[3], max_entries: words[4] })
+}
+
+/// What the kernel says of a link on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcxLink {
+    /// The program behind the link.
+    pub program_id: u32,
+    /// The interface, or 0 once it is gone.
+    pub ifindex: u32,
+}
+
+/// The state of a tcx egress link (`struct bpf_link_info`). Fails for anything else.
+pub fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
+    const BPF_LINK_TYPE_TCX: u32 = 11;
+    const BPF_TCX_EGRESS: u32 = 47;
+    require_kind(fd, "bpf-link")?;
+    let mut words = [0u32; 32];
+    info(fd, &mut words)?;
+    // type, id, prog_id, (padding), then the union: for tcx ifindex and attach_type.
+    if words[0] != BPF_LINK_TYPE_TCX || words[5] != BPF_TCX_EGRESS {
+        return Err(io::Error::other("it is not a tcx egress link"));
+    }
+    Ok(TcxLink { program_id: words[2], ifindex: words[4] })
+}
+
+/// The kernel answers "info" for maps, programs and links alike, with different layouts.
+fn require_kind(fd: BorrowedFd<'_>, kind: &str) -> io::Result<()> {
+    let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    // Kernels differ on "bpf_link" and "bpf-link".
+    if target.to_string_lossy().replace('_', "-").contains(kind) {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("it is {}, not a {kind}", target.display())))
+    }
+}
+
+/// Waits until every packet that was in a program when the call began has left it.
+///
+/// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu` (kernel/sched/membarrier.c), and tc programs run as RCU
+/// readers. With nohz_full CPUs the kernel refuses it; then a pause stands in that no program lasts.
+pub fn grace_period() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call has no memory arguments.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+/// `CLOCK_MONOTONIC`, ns: the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer, and this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The state map in this process's memory.
+pub struct SharedState {
+    memory: NonNull<libc::c_void>,
+}
+
+const MAPPED: NonZeroUsize = NonZeroUsize::new(size_of::<State>()).expect("State is not empty");
+
+impl SharedState {
+    /// Maps the memory of the state map behind `map`.
+    pub fn new(map: impl AsFd) -> io::Result<Self> {
+        let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice, of a map whose shape was checked.
+        let memory = unsafe { mmap(None, MAPPED, flags, MapFlags::MAP_SHARED, map, 0) }?;
+        Ok(Self { memory })
+    }
+
+    fn atomic(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: `offset` is that of an aligned u64 in `State`, the mapping is as large and lives as
+        // long as `self`; the kernel side writes these words atomically too.
+        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().byte_add(offset).cast()) }
+    }
+
+    /// The slot in force.
+    pub fn active(&self) -> u64 {
+        self.atomic(std::mem::offset_of!(State, active)).load(SeqCst) & 1
+    }
+
+    /// Puts a slot in force.
+    pub fn activate(&self, slot: u64) {
+        self.atomic(std::mem::offset_of!(State, active)).store(slot, SeqCst);
+    }
+
+    /// One level's limiter word.
+    pub fn level(&self, level: Level) -> LevelWord<'_> {
+        LevelWord { state: self, level }
+    }
+}
+
+impl Drop for SharedState {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference outlives `self`.
+        let _ = unsafe { munmap(self.memory, MAPPED.get()) };
+    }
+}
+
+/// See [`SharedState::level`].
+pub struct LevelWord<'a> {
+    state: &'a SharedState,
+    level: Level,
+}
+
+impl LevelWord<'_> {
+    fn atomic(&self) -> &AtomicU64 {
+        let words = std::mem::offset_of!(State, words);
+        self.state.atomic(words + self.level.index() * size_of::<qjump_ebpf::layout::Word>())
+    }
+}
+
+impl LevelState for LevelWord<'_> {
+    fn load(&self) -> u64 {
+        self.atomic().load(SeqCst)
+    }
+
+    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
+        self.atomic().compare_exchange(current, new, SeqCst, SeqCst).unwrap_or_else(|seen| seen)
+    }
+
+    fn active_slot(&self) -> u64 {
+        self.state.active()
+    }
+}

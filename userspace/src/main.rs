@@ -1,0 +1,7 @@
+//! The `qjump` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qjump::cli::run(std::env::args_os())
+}

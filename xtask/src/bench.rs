@@ -1,0 +1,42 @@
+//! `cargo xtask bench`
+
+use crate::bpf::Objects;
+use crate::privilege::Root;
+use crate::workspace::Workspace;
+use crate::{apt, build, pins, process, say};
+use anyhow::Context;
+use std::ffi::OsString;
+use std::fs;
+use std::process::ExitCode;
+
+/// Measure what the eBPF programs cost per packet.
+///
+/// The kernel runs the programs on made-up packets, which takes root rights, by sudo if need be. The numbers go to
+/// target/bench/ebpf.json.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Arguments for the benchmark program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    arguments: Vec<OsString>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::find();
+    // First, because it may fail, and what follows takes minutes.
+    let root = Root::find("bench")?;
+    build::qjump(&workspace, Objects::ProgramAndLab)?;
+    apt::ensure(pins::TESTBED)?;
+    let folder = workspace.target("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+
+    say!("running the benchmarks");
+    let mut bench = build::cargo(&workspace)?;
+    root.lend_to_cargo(&mut bench)?;
+    bench.args(["bench", "--package", "qjump-tests", "--locked", "--bench", "ebpf", "--"]);
+    let status = process::attend(bench.args(&args.arguments))?;
+    let result = folder.join("ebpf.json");
+    if status == ExitCode::SUCCESS && result.is_file() {
+        say!("the numbers are in {}", workspace.display(&result));
+    }
+    Ok(status)
+}

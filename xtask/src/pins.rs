@@ -1,0 +1,49 @@
+//! Every version and every package name that the tasks rely on, in one place.
+
+use crate::apt::Package;
+
+/// The linker that turns LLVM bitcode into an eBPF object. 0.11 and later need an LLVM development package;
+/// this one loads the LLVM library that the compiler brings along.
+pub const BPF_LINKER: &str = "0.10.4";
+
+/// The LLVM release series that [`BPF_LINKER`] is made for. It calls that library by its C interface and reads
+/// bitcode that the compiler wrote, so the compiler has to be of the same series.
+pub const LLVM_MAJOR: u32 = 22;
+
+/// A nightly known to work: its LLVM is of the series [`LLVM_MAJOR`].
+pub const NIGHTLY: &str = "nightly-2026-05-20";
+
+/// The rustup toolchains to look for, in this order. Plain `nightly` comes first because people have it; it
+/// drops out by itself on the day it moves on to another LLVM.
+pub const NIGHTLIES: &[&str] = &["nightly", NIGHTLY];
+
+/// Debian's compiler: `rustc-web` follows the compiler that Firefox needs, even in a stable release.
+pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
+/// The Debian packages with [`DEBIAN_RUSTC`] and with `core` built for the BPF targets.
+pub const DEBIAN_COMPILER: &[Package] = &[
+    Package { provides: DEBIAN_RUSTC, name: "rustc-web" },
+    Package { provides: DEBIAN_BPF_CORE, name: "libstd-rust-web-dev-bpf" },
+];
+
+/// Where `libstd-rust-web-dev-bpf` puts `core`.
+const DEBIAN_BPF_CORE: &str = if cfg!(target_endian = "big") {
+    "/usr/lib/rustlib/bpfeb-unknown-none"
+} else {
+    "/usr/lib/rustlib/bpfel-unknown-none"
+};
+
+/// What the testbed, and so the demo, the tests and the benchmarks, run besides qjump: namespaces, links and
+/// queueing disciplines are set up with iproute2, and iperf3 makes the traffic in the background.
+pub const TESTBED: &[Package] = &[
+    Package { provides: "ip", name: "iproute2" },
+    Package { provides: "tc", name: "iproute2" },
+    Package { provides: "iperf3", name: "iperf3" },
+];
+
+/// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
+/// needs. Linux runs it since 5.12.
+pub const BPF_CPU: &str = "v3";
+
+/// The Rust target of the eBPF programs. It has this machine's byte order, because the kernel that runs them has.
+pub const BPF_TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
