@@ -155,10 +155,6 @@ impl Shim {
             ..TestRunOptions::new()
         })?;
         data_out.truncate(result.data_size_out as usize);
-        Ok(Outcome {
-            action: result.return_value as i32,
-            packet: data_out,
-            context: SkBuff::from_bytes(&context_out),
-        })
+        Ok(Outcome { action: result.return_value as i32, packet: data_out, context: SkBuff::from_bytes(&context_out) })
     }
 }

@@ -4,6 +4,8 @@
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod measure;
 pub mod plan;
 pub mod table;
+pub mod testbed;
 pub mod units;

@@ -9,7 +9,7 @@
 
 use crate::bpf::PREBUILT;
 use crate::workspace::Workspace;
-use crate::{apt, pins, process};
+use crate::{apt, pins, process, say};
 use anyhow::{Context, bail};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -43,6 +43,7 @@ impl Compiler {
             Ok(compiler) => return Ok(compiler),
             Err(refusal) => refusal,
         };
+        say!("not {}: {}", rustup.way, rustup.reason);
         let debian = match debian() {
             Ok(compiler) => return Ok(compiler),
             Err(refusal) => refusal,

@@ -108,8 +108,7 @@ impl Curve {
     /// Whether `bytes` in a window of `window_ns` are within the curve, given `leave_ns` more time.
     pub fn holds(&self, bytes: u128, window_ns: u128, leave_ns: u128) -> bool {
         let Self { burst, rate } = self;
-        bytes * burst.under * rate.under
-            <= burst.over * rate.under + rate.over * burst.under * (window_ns + leave_ns)
+        bytes * burst.under * rate.under <= burst.over * rate.under + rate.over * burst.under * (window_ns + leave_ns)
     }
 }
 
@@ -207,8 +206,11 @@ pub fn any_magnitude(low: u64, high: u64) -> impl Strategy<Value = u64> {
 
 pub fn packet_spec() -> impl Strategy<Value = Spec> {
     let tolerance = prop_oneof![Just(0), any_magnitude(1, 1 << 37)];
-    (any_magnitude(1, 1 << 37), tolerance, 60u32..9000)
-        .prop_map(|(epoch_ns, tolerance_ns, max_packet)| Spec::Packet { epoch_ns, tolerance_ns, max_packet })
+    (any_magnitude(1, 1 << 37), tolerance, 60u32..9000).prop_map(|(epoch_ns, tolerance_ns, max_packet)| Spec::Packet {
+        epoch_ns,
+        tolerance_ns,
+        max_packet,
+    })
 }
 
 pub fn byte_spec() -> impl Strategy<Value = Spec> {
@@ -277,8 +279,13 @@ pub const SKEW_NS: i64 = 5_000;
 pub fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
     let size = prop_oneof![2 => Just(u16::MAX), 1 => Just(0), 3 => any::<u16>()];
     let segments = prop_oneof![4 => Just(1u32), 1 => 2u32..8];
-    let step = (wait(), size, 0..CPUS, segments, any::<bool>())
-        .prop_map(|(wait, size, cpu, segments, late)| Step { wait, size, cpu, segments, late });
+    let step = (wait(), size, 0..CPUS, segments, any::<bool>()).prop_map(|(wait, size, cpu, segments, late)| Step {
+        wait,
+        size,
+        cpu,
+        segments,
+        late,
+    });
     proptest::collection::vec(step, 1..count)
 }
 

@@ -53,7 +53,9 @@ impl From<anyhow::Error> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         // Whoever read our output has seen enough (`qjump status | head`).
-        if error.kind() == io::ErrorKind::BrokenPipe { std::process::exit(0) }
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(0)
+        }
         Self::Failed(error.to_string())
     }
 }

@@ -63,8 +63,7 @@ impl NetworkArgs {
         let (network, host) = match &self.config {
             Some(path) => {
                 let file = File::read(path).map_err(|error| Failure::Usage(error.to_string()))?;
-                let network =
-                    file.network().map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+                let network = file.network().map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
                 (network, file.host)
             }
             None => (self.network()?, Host::default()),

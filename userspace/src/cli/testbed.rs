@@ -1,7 +1,73 @@
 //! `qjump testbed`.
-use clap::Args;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use clap::{Args, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::Failure;
+use crate::{
+    testbed::demo::{self, Options},
+    units::Nanos,
+};
+
 /// Racks of network namespaces on this machine
 #[derive(Args)]
-pub struct TestbedCommand {}
-impl TestbedCommand { pub(super) fn run(&self) -> Result<(), Failure> { Ok(()) } }
+pub struct TestbedCommand {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A probe beside iperf3 on a rack, with and without the limiter; takes about two and a half minutes
+    Demo(Demo),
+}
+
+#[derive(Args)]
+struct Demo {
+    /// Folder for summary.json and latency.svg
+    #[arg(long, value_name = "DIR", default_value = "qjump-demo")]
+    output: PathBuf,
+    /// Probes in each case, 1.2 ms apart
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    probes: u64,
+    /// Fixed delays that the plan counts with: a lower-level frame on the wire (123us at 100mbit), and what
+    /// this machine's CPUs need to be a switch
+    #[arg(long, value_name = "TIME", default_value = "500us")]
+    epsilon: Nanos,
+    /// Run this case alone; repeatable
+    #[arg(long, value_name = "NAME")]
+    case: Vec<String>,
+}
+
+impl TestbedCommand {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Command::Demo(demo) = self.command;
+        let options = Options { probes: demo.probes, epsilon: demo.epsilon, cases: demo.case };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut hang_up = signal(SignalKind::hangup())?;
+            let flag = Arc::clone(&cancelled);
+            let mut work = tokio::task::spawn_blocking(move || demo::run(&options, &demo.output, &flag));
+            // A signal asks the demonstration to end; it takes its rack down and says so.
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+                _ = hang_up.recv() => {}
+                result = &mut work => return Ok(result.map_err(anyhow::Error::from)??),
+            }
+            cancelled.store(true, Relaxed);
+            eprintln!("\nqjump: taking the rack down");
+            Ok(work.await.map_err(anyhow::Error::from)??)
+        })
+    }
+}

@@ -152,8 +152,7 @@ fn demand(text: &str) -> Result<Demand, String> {
     if text == "unlimited" {
         return Ok(Demand::Unlimited);
     }
-    let factor: f64 =
-        text.parse().map_err(|_| format!("the factor '{text}' is neither a number nor 'unlimited'"))?;
+    let factor: f64 = text.parse().map_err(|_| format!("the factor '{text}' is neither a number nor 'unlimited'"))?;
     if factor.is_finite() && factor > 0.0 {
         Ok(Demand::Factor(factor))
     } else {
@@ -293,10 +292,7 @@ interfaces = ["eth0"]
 
     #[test]
     fn reads_levels_from_flags() {
-        assert_eq!(
-            "7:1".parse::<LevelArg>(),
-            Ok(LevelArg { level: Level::STRICTEST, demand: Demand::Factor(1.0) })
-        );
+        assert_eq!("7:1".parse::<LevelArg>(), Ok(LevelArg { level: Level::STRICTEST, demand: Demand::Factor(1.0) }));
         for (text, part) in [
             ("8:1", "no level '8'"),
             ("7:0", "above 0"),

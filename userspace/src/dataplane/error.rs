@@ -13,7 +13,9 @@ pub enum Error {
          QJUMP_BPF_OBJECT to a prebuilt object when building"
     )]
     NoObject,
-    #[error("missing {0}: loading eBPF programs needs CAP_BPF and CAP_NET_ADMIN; run it as root, for example with sudo")]
+    #[error(
+        "missing {0}: loading eBPF programs needs CAP_BPF and CAP_NET_ADMIN; run it as root, for example with sudo"
+    )]
     Capability(&'static str),
     #[error("there is no interface '{0}' in this network namespace; `ip link` lists what there is")]
     NoInterface(String),
@@ -35,9 +37,13 @@ pub enum Error {
     Mount { path: &'static str, source: io::Error },
     #[error("another qjump is changing this host's interfaces; it did not finish within {0} s. Try again")]
     Locked(u64),
-    #[error("{path}: {why}. It is no state of this version of qjump; remove it with `qjump unload --interface {interface}`")]
+    #[error(
+        "{path}: {why}. It is no state of this version of qjump; remove it with `qjump unload --interface {interface}`"
+    )]
     CorruptPin { path: PathBuf, why: String, interface: String },
-    #[error("this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.10 or later with BPF and clsact")]
+    #[error(
+        "this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.10 or later with BPF and clsact"
+    )]
     Kernel { what: &'static str, detail: String },
     #[error("this kernel has no tcx (it came with Linux 6.6); use --hook clsact, or --hook auto")]
     NoTcx,

@@ -289,7 +289,9 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
         let filters =
             netlink::egress_filters(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
         let ours = maps.in_force().plan.hook == HOOK_CLSACT
-            && filters.iter().any(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY);
+            && filters
+                .iter()
+                .any(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY);
         return Ok(if ours { Found::Clsact } else { Found::Leftovers });
     }
     Ok(Found::Leftovers)
@@ -386,13 +388,8 @@ pub(super) fn clsact_filter(ifindex: u32) -> io::Result<Option<netlink::EgressFi
 
 fn detach_clsact(interface: &Interface, created_clsact: bool) -> io::Result<()> {
     if clsact_filter(interface.index)?.is_some() {
-        let link = SchedClassifierLink::attached(
-            &interface.name,
-            TcAttachType::Egress,
-            FILTER_PRIORITY,
-            FILTER_HANDLE,
-            None,
-        )?;
+        let link =
+            SchedClassifierLink::attached(&interface.name, TcAttachType::Egress, FILTER_PRIORITY, FILTER_HANDLE, None)?;
         aya::programs::Link::detach(link).map_err(io::Error::other)?;
     }
     if created_clsact { netlink::remove_unused_clsact(interface.index) } else { Ok(()) }

@@ -50,11 +50,8 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(1);
 impl Maps {
     /// Opens the pinned maps, if their shape and version are ours.
     pub fn open(interface: &str, pins: &Pins) -> Result<Self, Error> {
-        let corrupt = |name: &str, why: String| Error::CorruptPin {
-            path: pins.map(name),
-            why,
-            interface: interface.to_owned(),
-        };
+        let corrupt =
+            |name: &str, why: String| Error::CorruptPin { path: pins.map(name), why, interface: interface.to_owned() };
         for (name, wanted) in shapes() {
             let fd = open_pin(&pins.map(name)).map_err(|error| corrupt(name, format!("cannot be opened: {error}")))?;
             let shape = map_shape(fd.as_fd()).map_err(|error| corrupt(name, error.to_string()))?;
@@ -167,7 +164,6 @@ pub fn any_pinned(pins: &Pins) -> bool {
 fn stamped(config: &Config, generation: u64) -> Config {
     let mut config = *config;
     config.plan.generation = generation;
-    config.plan.loaded_at_ns =
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    config.plan.loaded_at_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     config
 }

@@ -13,8 +13,8 @@ mod status;
 pub mod sys;
 
 pub use error::Error;
-pub use maps::Maps;
 pub use load::{Hook, Loaded, Request, load, unload};
+pub use maps::Maps;
 pub use pins::{BPFFS, Pins};
 pub use status::{InterfaceStatus, LevelStatus, status};
 

@@ -93,7 +93,10 @@ pub fn interface(name: &str) -> io::Result<Option<Interface>> {
         RouteNetlinkMessage::NewLink(link) => Some(Interface {
             name: name.to_owned(),
             index: link.header.index,
-            mtu: link.attributes.iter().find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None })?,
+            mtu: link
+                .attributes
+                .iter()
+                .find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None })?,
             is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
             is_loopback: link.header.link_layer_type == LinkLayerType::Loopback,
         }),
@@ -110,8 +113,7 @@ fn tc_header(ifindex: u32, parent: TcHandle) -> TcMessage {
 
 /// Whether the interface has a clsact qdisc.
 pub fn has_clsact(ifindex: u32) -> io::Result<bool> {
-    let answers =
-        ask(RouteNetlinkMessage::GetQueueDiscipline(tc_header(ifindex, TcHandle::UNSPEC)), NLM_F_DUMP)?;
+    let answers = ask(RouteNetlinkMessage::GetQueueDiscipline(tc_header(ifindex, TcHandle::UNSPEC)), NLM_F_DUMP)?;
     Ok(answers.iter().any(|answer| match answer {
         // Old kernels ignore the index in a dump request.
         RouteNetlinkMessage::NewQueueDiscipline(qdisc) if qdisc.header.index == ifindex as i32 => {

@@ -80,9 +80,8 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut names = entries
-            .map(|entry| Ok(unescape(&entry?.file_name().to_string_lossy())))
-            .collect::<io::Result<Vec<_>>>()?;
+        let mut names =
+            entries.map(|entry| Ok(unescape(&entry?.file_name().to_string_lossy()))).collect::<io::Result<Vec<_>>>()?;
         names.sort();
         Ok(names)
     }

@@ -216,7 +216,13 @@ impl Network {
         let link_bps = self.link_rate.bps() as f64;
         let rate_bps = factor * packet_bits * 1e9 / epoch_ns;
         if rate_bps > link_bps {
-            return Err(PlanError::AboveLink { level, factor, rate_bps, link_bps, largest: factor * link_bps / rate_bps });
+            return Err(PlanError::AboveLink {
+                level,
+                factor,
+                rate_bps,
+                link_bps,
+                largest: factor * link_bps / rate_bps,
+            });
         }
         // Up to f = 1 a budget is one packet, and a lower factor makes it come less often. Above, it is
         // f packets' worth of bytes in every epoch.
@@ -272,7 +278,12 @@ impl LevelPlan {
             return Ok(LevelLimit::UNLIMITED);
         };
         if self.factor().is_some_and(|factor| factor <= 1.0) {
-            LevelLimit::per_packet(epoch_ns.ceil() as u64, self.spec.tolerance.ns(), self.max_packet, self.spec.oversize)
+            LevelLimit::per_packet(
+                epoch_ns.ceil() as u64,
+                self.spec.tolerance.ns(),
+                self.max_packet,
+                self.spec.oversize,
+            )
         } else {
             LevelLimit::per_byte(rate_bps as u64, burst as u64, self.max_packet, self.spec.oversize)
         }
@@ -403,8 +414,16 @@ mod tests {
             let plan = network(12, packet, "10gbit", &[(7, 1.0)]).plan().unwrap();
             assert!(close(plan.levels[0].rate_bps.unwrap(), 416.67e6, 1e-4));
         }
-        assert!(close(network(300, 256, "10gbit", &[(7, 1.0)]).plan().unwrap().levels[0].rate_bps.unwrap(), 16.67e6, 1e-3));
-        assert!(close(network(1000, 256, "10gbit", &[(7, 1.0)]).plan().unwrap().levels[0].rate_bps.unwrap(), 5e6, 1e-9));
+        assert!(close(
+            network(300, 256, "10gbit", &[(7, 1.0)]).plan().unwrap().levels[0].rate_bps.unwrap(),
+            16.67e6,
+            1e-3
+        ));
+        assert!(close(
+            network(1000, 256, "10gbit", &[(7, 1.0)]).plan().unwrap().levels[0].rate_bps.unwrap(),
+            5e6,
+            1e-9
+        ));
     }
 
     #[test]

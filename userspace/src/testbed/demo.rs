@@ -1,0 +1,419 @@
+//! `qjump testbed demo`: a probe beside iperf3 on a rack, with and without the limiter.
+
+use std::{
+    fs,
+    io::{IsTerminal, Write},
+    net::UdpSocket,
+    os::fd::AsRawFd,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use qjump_ebpf::{Level, limiter::Oversize};
+use serde_json::{Value, json};
+
+use super::{Queueing, Rack, RackSpec, chart, iperf};
+use crate::{
+    measure::{Priority, Probe, Progress, Report, flood},
+    plan::{Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
+    table::Table,
+    units::{Nanos, Rate, show_ns},
+};
+
+/// What the demonstration may vary.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Probes in each case.
+    pub probes: u64,
+    /// The fixed delays that the plan counts with.
+    pub epsilon: Nanos,
+    /// The cases to run, by name; empty for all.
+    pub cases: Vec<String>,
+}
+
+/// Who does what on the rack.
+const PROBE_SENDER: usize = 0;
+const RECEIVER: usize = 1;
+const BULK_SENDERS: [usize; 2] = [2, 3];
+const ROGUE: usize = 4;
+
+const RACK: RackSpec = RackSpec { hosts: 5, rate: Rate::from_bps(100_000_000), buffer: 256 * 1024 };
+/// Largest packet of level 7, L2 bytes.
+const MAX_PACKET: u32 = 512;
+const PROBE_INTERVAL_NS: u64 = 1_200_000;
+/// 64 bytes with its FCS: the smallest frame there is.
+const PROBE_PAYLOAD: usize = 18;
+/// How early a probe may come. The sender's own timer is not exact, and a probe that comes early for its
+/// epoch would be dropped.
+const TOLERANCE: Nanos = Nanos::from_ns(200_000);
+const PROBE_PORT: u16 = 7007;
+const ROGUE_PORT: u16 = 7008;
+const IPERF_PORT: u16 = 5201;
+const WARM_UP: Duration = Duration::from_millis(1500);
+/// Bulk and switch on one CPU, probes on the other.
+const BULK_CPU: usize = 0;
+const PROBE_CPU: usize = 1;
+
+/// One line of the demonstration.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    name: &'static str,
+    about: &'static str,
+    queueing: Queueing,
+    shim: Shim,
+    bulk: bool,
+    rogue: bool,
+    /// Whether the bound is a promise in this case.
+    bounded: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shim {
+    None,
+    MarkOnly,
+    Limit,
+}
+
+const CASES: [Case; 5] = [
+    Case {
+        name: "alone",
+        about: "nothing but the probe",
+        queueing: Queueing::Fifo,
+        shim: Shim::None,
+        bulk: false,
+        rogue: false,
+        bounded: false,
+    },
+    Case {
+        name: "contended",
+        about: "plain Ethernet, iperf3 from two hosts",
+        queueing: Queueing::Fifo,
+        shim: Shim::None,
+        bulk: true,
+        rogue: false,
+        bounded: false,
+    },
+    Case {
+        name: "qjump",
+        about: "the same, with qjump on every host",
+        queueing: Queueing::Strict,
+        shim: Shim::Limit,
+        bulk: true,
+        rogue: false,
+        bounded: true,
+    },
+    Case {
+        name: "rogue-unlimited",
+        about: "another host floods level 7; priorities, no limits",
+        queueing: Queueing::Strict,
+        shim: Shim::MarkOnly,
+        bulk: true,
+        rogue: true,
+        bounded: false,
+    },
+    Case {
+        name: "rogue-limited",
+        about: "the same flood, with qjump on every host",
+        queueing: Queueing::Strict,
+        shim: Shim::Limit,
+        bulk: true,
+        rogue: true,
+        bounded: true,
+    },
+];
+
+struct Outcome {
+    case: Case,
+    report: Report,
+    bulk_bps: Option<f64>,
+}
+
+fn network(demand: Demand, epsilon: Nanos) -> Network {
+    Network {
+        hosts: RACK.hosts as u32,
+        link_rate: RACK.rate,
+        max_packet: MAX_PACKET,
+        epsilon,
+        wire_overhead: default_wire_overhead(),
+        model: Model::Paper,
+        levels: vec![LevelSpec { level: Level::STRICTEST, demand, oversize: Oversize::Demote, tolerance: TOLERANCE }],
+    }
+}
+
+/// Runs the demonstration, prints it, and writes summary.json and latency.svg into `output`. `cancelled`
+/// ends it early; then nothing is written.
+///
+/// # Errors
+/// If the rack cannot be built, a program is missing, or it was cancelled. The rack is removed in any case.
+pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<()> {
+    for name in &options.cases {
+        if !CASES.iter().any(|case| case.name == name) {
+            let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+            bail!("there is no case '{name}'; the cases are {}", known.join(", "));
+        }
+    }
+    iperf::check()?;
+    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
+    let limited = network(Demand::Factor(1.0), options.epsilon).plan()?;
+    let marked = network(Demand::Unlimited, options.epsilon).plan()?;
+    let level = &limited.levels[0];
+    let epoch_ns = level.epoch_ns.context("a level of factor 1 has an epoch")?;
+    let bound_ns = level.bound_ns.context("a level of factor 1 has a bound")? as u64;
+    if epoch_ns > PROBE_INTERVAL_NS as f64 {
+        bail!(
+            "with this epsilon the epoch is {}, longer than the {} between two probes; lower --epsilon",
+            show_ns(epoch_ns),
+            show_ns(PROBE_INTERVAL_NS as f64)
+        );
+    }
+
+    println!("Rack: {} hosts, one switch, {} links, in network namespaces of this machine.", RACK.hosts, RACK.rate);
+    println!("{limited}\n");
+    let rack = Rack::up(RACK)?;
+    let mut outcomes = Vec::new();
+    for case in CASES {
+        if options.cases.is_empty() || options.cases.iter().any(|name| name == case.name) {
+            let plan = match case.shim {
+                Shim::None => None,
+                Shim::MarkOnly => Some(&marked),
+                Shim::Limit => Some(&limited),
+            };
+            outcomes.push(
+                run_case(&rack, case, plan, options.probes, bound_ns, cancelled)
+                    .with_context(|| format!("case {}", case.name))?,
+            );
+        }
+    }
+    drop(rack);
+
+    println!("{}", table(&outcomes, bound_ns));
+    let summary = output.join("summary.json");
+    fs::write(&summary, format!("{:#}\n", summary_json(&outcomes, &limited, bound_ns)))
+        .with_context(|| format!("cannot write {}", summary.display()))?;
+    let picture = output.join("latency.svg");
+    let curves: Vec<chart::Curve> = outcomes
+        .iter()
+        .map(|outcome| chart::Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
+        .collect();
+    let title = format!("Time of a probe through a {} switch port, beside iperf3", RACK.rate);
+    chart::ccdf(&picture, &title, &curves, bound_ns as f64)?;
+    println!("Written: {} and {}", summary.display(), picture.display());
+    Ok(())
+}
+
+fn run_case(
+    rack: &Rack,
+    case: Case,
+    plan: Option<&Plan>,
+    probes: u64,
+    bound_ns: u64,
+    cancelled: &AtomicBool,
+) -> Result<Outcome> {
+    if cancelled.load(Relaxed) {
+        bail!("interrupted");
+    }
+    rack.set_queueing(case.queueing)?;
+    if let Some(plan) = plan {
+        for host in 0..RACK.hosts {
+            rack.load(host, plan)?;
+        }
+    }
+    let probe = Probe {
+        count: probes,
+        interval_ns: PROBE_INTERVAL_NS,
+        payload: PROBE_PAYLOAD,
+        bound_ns: Some(bound_ns),
+        cpu: PROBE_CPU,
+    };
+    let duration = Duration::from_nanos(probe.count * probe.interval_ns);
+    let receiver = socket(rack, RECEIVER, PROBE_PORT, 0)?;
+    let sender = socket(rack, PROBE_SENDER, 0, 7)?;
+    sender.connect((rack.address(RECEIVER), PROBE_PORT))?;
+
+    // Servers and clients are ended when they go out of scope, whatever happens.
+    let mut servers = Vec::new();
+    let mut clients = Vec::new();
+    if case.bulk {
+        for port in (IPERF_PORT..).take(BULK_SENDERS.len()) {
+            servers.push(iperf::server(rack.host(RECEIVER), port, BULK_CPU)?);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let seconds = (WARM_UP + duration + Duration::from_secs(1)).as_secs() + 1;
+        for (number, &host) in BULK_SENDERS.iter().enumerate() {
+            let port = IPERF_PORT + number as u16;
+            clients.push(iperf::client(rack.host(host), &rack.address(RECEIVER), port, seconds, BULK_CPU)?);
+        }
+        std::thread::sleep(WARM_UP);
+    }
+
+    let rogue_stop = AtomicBool::new(false);
+    let progress = Progress::default();
+    let report = std::thread::scope(|scope| {
+        if case.rogue {
+            let socket = socket(rack, ROGUE, 0, 7)?;
+            socket.connect((rack.address(RECEIVER), ROGUE_PORT))?;
+            // More than the receiver's port carries, in the largest packets of the level.
+            let payload = MAX_PACKET as usize - 42;
+            let stop = &rogue_stop;
+            scope.spawn(move || flood(&socket, payload, RACK.rate.bps() * 5 / 4, stop));
+        }
+        let probing = scope.spawn(|| probe.run(&sender, &receiver, &progress));
+        show_progress(case, &probe, &progress, || probing.is_finished(), cancelled);
+        let report = probing.join().expect("the probe does not panic");
+        rogue_stop.store(true, Relaxed);
+        report.context("the probe")
+    })?;
+    if cancelled.load(Relaxed) {
+        bail!("interrupted");
+    }
+
+    let mut bulk_bps = None;
+    for client in clients {
+        bulk_bps = Some(bulk_bps.unwrap_or(0.0) + iperf::goodput(client)?);
+    }
+    drop(servers);
+    rack.unload_all()?;
+    Ok(Outcome { case, report, bulk_bps })
+}
+
+/// A UDP socket in a host's namespace, at a level.
+fn socket(rack: &Rack, host: usize, port: u16, level: u32) -> Result<UdpSocket> {
+    let address = rack.address(host);
+    rack.host(host).enter(|| {
+        let socket =
+            UdpSocket::bind((address.as_str(), port)).with_context(|| format!("cannot bind {address}:{port}"))?;
+        // SAFETY: the option's value is a u32 that outlives the call.
+        let failed = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PRIORITY,
+                (&raw const level).cast(),
+                size_of::<u32>() as u32,
+            )
+        };
+        if failed != 0 {
+            bail!("cannot set SO_PRIORITY {level}: {}", std::io::Error::last_os_error());
+        }
+        Ok(socket)
+    })
+}
+
+fn show_progress(case: Case, probe: &Probe, progress: &Progress, finished: impl Fn() -> bool, cancelled: &AtomicBool) {
+    let mut out = std::io::stderr();
+    let terminal = out.is_terminal();
+    let start = Instant::now();
+    let mut shown = Duration::ZERO;
+    let line = || {
+        format!(
+            "{:16} {:5.1} s  {:6} of {} probes, {} lost or on their way, max {:10} ({})",
+            case.name,
+            start.elapsed().as_secs_f64(),
+            progress.sent(),
+            probe.count,
+            progress.sent().saturating_sub(progress.received()),
+            show_ns(progress.max_ns() as f64),
+            case.about,
+        )
+    };
+    while !finished() {
+        if cancelled.load(Relaxed) {
+            progress.stop();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let pause = if terminal { 500 } else { 5_000 };
+        if start.elapsed() - shown > Duration::from_millis(pause) {
+            shown = start.elapsed();
+            let _ = if terminal { write!(out, "\r{}", line()) } else { writeln!(out, "{}", line()) };
+        }
+    }
+    let _ = writeln!(out, "{}{}", if terminal { "\r" } else { "" }, line());
+}
+
+fn table(outcomes: &[Outcome], bound_ns: u64) -> String {
+    let mut table = Table::new([
+        "case",
+        "samples",
+        "lost",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "bulk Mbit/s",
+        "bound",
+        "over bound",
+        "holds",
+    ]);
+    for outcome in outcomes {
+        let latencies = &outcome.report.latencies;
+        let show = |value: Option<u64>| value.map_or("-".to_owned(), |ns| format!("{:.1} us", ns as f64 / 1e3));
+        table.row([
+            outcome.case.name.to_owned(),
+            latencies.samples().to_string(),
+            outcome.report.lost().to_string(),
+            show(latencies.quantile_ns(0.5)),
+            show(latencies.quantile_ns(0.99)),
+            show(latencies.quantile_ns(0.999)),
+            show(latencies.max_ns()),
+            outcome.bulk_bps.map_or("-".to_owned(), |bps| format!("{:.1}", bps / 1e6)),
+            show(Some(bound_ns)),
+            latencies.violations().to_string(),
+            if outcome.case.bounded { "promised" } else { "not promised" }.to_owned(),
+        ]);
+    }
+    let mut text = format!(
+        "\n{table}\nLatency: one-way, from the intended send to the receiving application, on one clock. The network is \
+         emulated by this machine's CPUs, so a sample over the bound can be the machine's, not the network's."
+    );
+    for outcome in outcomes {
+        let late = outcome.report.lateness.quantile_ns(0.999).unwrap_or(0);
+        if late > bound_ns / 2 {
+            text += &format!(
+                "\n{}: generator-limited: the probe sender itself was up to {} late (p99.9).",
+                outcome.case.name,
+                show_ns(late as f64)
+            );
+        }
+    }
+    if outcomes.iter().any(|outcome| outcome.report.priority == Priority::Ordinary) {
+        text += "\nThe probe threads had no real-time priority (it needs CAP_SYS_NICE): expect longer tails.";
+    }
+    text
+}
+
+fn summary_json(outcomes: &[Outcome], plan: &Plan, bound_ns: u64) -> Value {
+    let cases: Vec<Value> = outcomes
+        .iter()
+        .map(|outcome| {
+            let latencies = &outcome.report.latencies;
+            json!({
+                "name": outcome.case.name,
+                "samples": latencies.samples(),
+                "lost": outcome.report.lost(),
+                "p50_ns": latencies.quantile_ns(0.5),
+                "p99_ns": latencies.quantile_ns(0.99),
+                "p999_ns": latencies.quantile_ns(0.999),
+                "max_ns": latencies.max_ns(),
+                "bulk_mbps": outcome.bulk_bps.map(|bps| bps / 1e6),
+                "violations": latencies.violations(),
+                "bound_promised": outcome.case.bounded,
+                "sender_lateness_p999_ns": outcome.report.lateness.quantile_ns(0.999),
+                "real_time_priority": outcome.report.priority == Priority::RealTime,
+            })
+        })
+        .collect();
+    json!({
+        "schema_version": 1,
+        "latency": "one-way",
+        "emulated": true,
+        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        "rack": {"hosts": RACK.hosts, "link_rate_bps": RACK.rate.bps(), "buffer_bytes": RACK.buffer},
+        "probe": {"interval_ns": PROBE_INTERVAL_NS, "payload_bytes": PROBE_PAYLOAD},
+        "plan": plan.to_json(),
+        "bound_ns": bound_ns,
+        "cases": cases,
+    })
+}
