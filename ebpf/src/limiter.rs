@@ -95,7 +95,8 @@ pub struct LevelLimit {
     oversize: u32,
     /// Largest packet, L2 bytes without FCS.
     max_packet: u32,
-    reserved: u32,
+    /// [`Charge::Byte`]: most wire bytes of one packet, its segments together.
+    max_wire: u32,
     /// [`Charge::Packet`]: the epoch, which each packet costs, ns.
     epoch_ns: u64,
     /// [`Charge::Byte`]: ns per wire byte times 2^[`COST_SHIFT`], rounded up.
@@ -160,7 +161,7 @@ impl LevelLimit {
             charge: charge as u32,
             oversize: Oversize::Demote as u32,
             max_packet: u32::MAX,
-            reserved: 0,
+            max_wire: 0,
             epoch_ns: 0,
             ns_per_byte: 0,
             burst_ns: 0,
@@ -215,16 +216,18 @@ impl LevelLimit {
             return Err(LimitError::BurstBelowPacket { burst: burst_bytes, packet });
         }
         let per_byte = ((8_000_000_000u128 << COST_SHIFT).div_ceil(u128::from(rate_bps))) as u64;
-        // The burst in time, at the very price that packets pay and rounded up as theirs, so that a burst
-        // of exactly `burst_bytes` in one packet is admitted. Costs less than 1 ns of the rate.
+        // The burst in time, at the very price that packets pay, so that one packet of `burst_bytes` is
+        // admitted. Rounding it up is worth less than the clock's resolution.
         let burst_ns = (u128::from(burst_bytes) * u128::from(per_byte)).div_ceil(1 << COST_SHIFT);
         if burst_ns > u128::from(MAX_BURST_NS) {
             return Err(LimitError::BurstTooLong(u64::try_from(burst_ns).unwrap_or(u64::MAX)));
         }
+        let burst_ns = burst_ns as u64;
         Ok(Self {
             charge: Charge::Byte as u32,
             oversize: oversize as u32,
             max_packet,
+            max_wire: burst_bytes.min(u64::from(MAX_COST_BYTES)) as u32,
             ns_per_byte: per_byte,
             burst_ns: burst_ns as u64,
             ceiling_ns: burst_ns as u64,
@@ -298,11 +301,11 @@ impl LevelLimit {
                 }
             }
             Charge::Byte => {
-                if wire_bytes > MAX_COST_BYTES || (segments <= 1 && l2_bytes > self.max_packet) {
-                    return None;
+                if wire_bytes > self.max_wire || (segments <= 1 && l2_bytes > self.max_packet) {
+                    None
+                } else {
+                    Some(cost_of(wire_bytes, self.ns_per_byte))
                 }
-                let cost = cost_of(wire_bytes, self.ns_per_byte);
-                if cost > self.burst_ns { None } else { Some(cost) }
             }
             Charge::Unlimited | Charge::NotConfigured => Some(0),
         }

@@ -17,7 +17,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use packet::{Header, Packet};
+use packet::{Header, Kind, Packet};
 use qjump_ebpf::{Admission, Charge, Level, Reason, admit, frame};
 use shared::{Slot, limiter_word};
 
@@ -45,9 +45,12 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
         let Some(slot) = Slot::in_force() else {
             return TC_ACT_UNSPEC;
         };
-        let (l2_bytes, segments) = packet.size(slot.tags_priority());
+        let header = packet.header();
+        // A demoted packet is counted with the tag that it then does not get: on the safe side.
+        let adds_tag = slot.tags_priority() && header.is_untagged_ip() && packet.names_limited_level();
+        let (l2_bytes, segments) = packet.size(adds_tag);
         let wire_bytes = frame::wire_bytes(l2_bytes, segments);
-        if let Some(verdict) = judge(&packet, slot, l2_bytes, segments, wire_bytes) {
+        if let Some(verdict) = judge(&packet, &header, slot, l2_bytes, segments, wire_bytes) {
             shared::count(&verdict, segments, wire_bytes);
             return if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
         }
@@ -57,13 +60,19 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
 
 /// Marks the packet and asks the limiter; `None` if the configuration in `slot` is no longer in force.
 #[inline(always)]
-fn judge(packet: &Packet<'_>, slot: Slot, l2_bytes: u32, segments: u32, wire_bytes: u32) -> Option<Verdict> {
-    let header = packet.header();
+fn judge(
+    packet: &Packet<'_>,
+    header: &Header,
+    slot: Slot,
+    l2_bytes: u32,
+    segments: u32,
+    wire_bytes: u32,
+) -> Option<Verdict> {
     let asked = Level::from_priority(packet.priority());
-    let not_ip = match header {
-        Header::NonIp => Some(Reason::NonIp),
-        Header::Malformed => Some(Reason::Malformed),
-        Header::Ipv4 { .. } | Header::Ipv6 { .. } => None,
+    let not_ip = match header.kind {
+        Kind::NonIp => Some(Reason::NonIp),
+        Kind::Malformed => Some(Reason::Malformed),
+        Kind::Ipv4 | Kind::Ipv6 => None,
     };
     // The level to count at, the reason so far, the level to mark with, and what the limiter is asked for.
     let (counted, mut reason, marked, cost_ns) = match (not_ip, asked) {
@@ -83,7 +92,7 @@ fn judge(packet: &Packet<'_>, slot: Slot, l2_bytes: u32, segments: u32, wire_byt
             }
         }
     };
-    if packet.mark(&header, marked, slot.tags_priority()).is_err() {
+    if packet.mark(header, marked, slot.tags_priority()).is_err() {
         return Some(Verdict::unclocked(counted, Reason::MarkFailed));
     }
     let Some(cost_ns) = cost_ns else {

@@ -21,12 +21,39 @@ pub struct Packet<'a> {
     context: PhantomData<&'a TcContext>,
 }
 
-/// What the frame carries, as far as marking needs to know. `at` is the offset of the IP header.
-pub enum Header {
-    Ipv4 { at: usize, words: [u8; 2], checksum: u16 },
-    Ipv6 { at: usize, first_two: [u8; 2] },
+/// What a frame carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Ipv4,
+    Ipv6,
     NonIp,
     Malformed,
+}
+
+/// What a frame carries, as far as marking needs to know. A struct whose fields are always set, rather
+/// than an enum with fields: the compiler would move fields that are not set through registers, and the
+/// verifier refuses to read those.
+#[derive(Clone, Copy)]
+pub struct Header {
+    pub kind: Kind,
+    /// Offset of the IP header.
+    at: usize,
+    /// Its first two bytes.
+    first_two: [u8; 2],
+    /// The IPv4 header checksum.
+    checksum: u16,
+}
+
+impl Header {
+    const fn without_ip(kind: Kind) -> Self {
+        Self { kind, at: 0, first_two: [0; 2], checksum: 0 }
+    }
+
+    /// Whether it is IP straight behind the Ethernet header.
+    #[inline(always)]
+    pub const fn is_untagged_ip(&self) -> bool {
+        self.at == ETHERNET
+    }
 }
 
 impl<'a> Packet<'a> {
@@ -47,9 +74,15 @@ impl<'a> Packet<'a> {
         unsafe { (*self.skb).priority = u32::from(level.number()) }
     }
 
+    /// Whether `skb->priority` names a level above best effort.
+    #[inline(always)]
+    pub fn names_limited_level(&self) -> bool {
+        matches!(Level::from_priority(self.priority()), Some(level) if level != Level::BEST_EFFORT)
+    }
+
     /// L2 bytes, the headers of every segment and the tag included, and the number of segments.
     #[inline(always)]
-    pub fn size(&self, tags_priority: bool) -> (u32, u32) {
+    pub fn size(&self, adds_tag: bool) -> (u32, u32) {
         // SAFETY: as in `priority`.
         let (wire_len, gso_segs, gso_size, tagged) =
             unsafe { ((*self.skb).wire_len, (*self.skb).gso_segs, (*self.skb).gso_size, (*self.skb).vlan_present) };
@@ -63,7 +96,7 @@ impl<'a> Packet<'a> {
         };
         // A tag in the packet's metadata is not in its length, but it is on the wire; so is the one
         // that `mark` is about to add.
-        let tag = if tagged != 0 || (tags_priority && self.priority() != 0) { VLAN_TAG as u32 } else { 0 };
+        let tag = if tagged != 0 || adds_tag { VLAN_TAG as u32 } else { 0 };
         (wire_len + tag * segments, segments)
     }
 
@@ -96,7 +129,7 @@ impl<'a> Packet<'a> {
                 let len = unsafe { (*self.skb).len };
                 // SAFETY: the helper copies into the linear part; all pointers are read anew afterwards.
                 unsafe { bpf_skb_pull_data(self.skb, if len < needed { len } else { needed }) };
-                self.parse().unwrap_or(Header::Malformed)
+                self.parse().unwrap_or(Header::without_ip(Kind::Malformed))
             }
         }
     }
@@ -123,22 +156,19 @@ impl<'a> Packet<'a> {
             ETHERTYPE_IPV4 => {
                 let header = self.bytes::<IPV4>(at)?;
                 if header[0] >> 4 != 4 || header[0] & 0xf < 5 {
-                    return Some(Header::Malformed);
+                    return Some(Header::without_ip(Kind::Malformed));
                 }
-                Some(Header::Ipv4 {
-                    at,
-                    words: [header[0], header[1]],
-                    checksum: u16::from_be_bytes([header[10], header[11]]),
-                })
+                let checksum = u16::from_be_bytes([header[10], header[11]]);
+                Some(Header { kind: Kind::Ipv4, at, first_two: [header[0], header[1]], checksum })
             }
             ETHERTYPE_IPV6 => {
                 let header = self.bytes::<IPV6>(at)?;
                 if header[0] >> 4 != 6 {
-                    return Some(Header::Malformed);
+                    return Some(Header::without_ip(Kind::Malformed));
                 }
-                Some(Header::Ipv6 { at, first_two: [header[0], header[1]] })
+                Some(Header { kind: Kind::Ipv6, at, first_two: [header[0], header[1]], checksum: 0 })
             }
-            _ => Some(Header::NonIp),
+            _ => Some(Header::without_ip(Kind::NonIp)),
         }
     }
 
@@ -146,26 +176,25 @@ impl<'a> Packet<'a> {
     /// writing makes the kernel copy the headers of packets that TCP keeps for a retransmission.
     #[inline(always)]
     pub fn mark(&self, header: &Header, level: Level, tags_priority: bool) -> Result<(), ()> {
-        match *header {
-            Header::Ipv4 { at, words: [first, class], checksum } => {
+        let at = header.at;
+        match header.kind {
+            Kind::Ipv4 => {
+                let [first, class] = header.first_two;
                 let marked = level.traffic_class(class);
                 if marked != class {
-                    let checksum = checksum_after(
-                        checksum,
-                        u16::from_be_bytes([first, class]),
-                        u16::from_be_bytes([first, marked]),
-                    );
+                    let (old, new) = (u16::from_be_bytes([first, class]), u16::from_be_bytes([first, marked]));
+                    let checksum = checksum_after(header.checksum, old, new);
                     self.store(at + 1, &[marked])?;
                     self.store(at + 10, &checksum.to_be_bytes())?;
                 }
             }
-            Header::Ipv6 { at, first_two } => {
-                let marked = ipv6_marked(first_two, level);
-                if marked != first_two {
+            Kind::Ipv6 => {
+                let marked = ipv6_marked(header.first_two, level);
+                if marked != header.first_two {
                     self.store(at, &marked)?;
                 }
             }
-            Header::NonIp | Header::Malformed => {}
+            Kind::NonIp | Kind::Malformed => {}
         }
         if tags_priority { self.tag(level) } else { Ok(()) }
     }
@@ -189,7 +218,10 @@ impl<'a> Packet<'a> {
         }
         match self.ethertype(ETHERNET - 2) {
             Some(ETHERTYPE_VLAN | ETHERTYPE_QINQ) => {
-                let tci: [u8; 2] = self.bytes(ETHERNET).ok_or(())?;
+                // A frame that ends within its tag is malformed, and passes as it is.
+                let Some(tci) = self.bytes::<2>(ETHERNET) else {
+                    return Ok(());
+                };
                 let marked = (tci[0] & 0x1f) | (level.number() << 5);
                 if marked == tci[0] { Ok(()) } else { self.store(ETHERNET, &[marked]) }
             }

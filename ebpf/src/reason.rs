@@ -20,9 +20,10 @@ pub enum Reason {
     NotConfigured = 4,
     /// Left at level 0: `skb->priority` is above 7 and names no level. Counted at level 0.
     UnknownPriority = 5,
-    /// Left at level 0: neither IPv4 nor IPv6 (ARP, LLDP). Carries no mark.
+    /// Left at level 0: neither IPv4 nor IPv6 (ARP, LLDP). Has no DSCP.
     NonIp = 6,
-    /// Left at level 0, untouched: says it is IP, but its header is cut short or contradicts itself.
+    /// Left at level 0: says it is IP, but its header is cut short or contradicts itself. Its DSCP is not
+    /// touched.
     Malformed = 7,
     /// Dropped: other CPUs changed the limiter's word more often than the program may retry.
     Contended = 8,

@@ -497,7 +497,7 @@ proptest! {
             while time < drained && new.is_limited() {
                 // Greedy to the end, but not for millions of packets.
                 let next = host.next(time, &step, 1);
-                let next = next.max(time + i128::from(old_burst) / 8);
+                let next = next.max(time + i128::from(old_burst) / 8 + i128::from(SKEW_NS) / 4);
                 if next > drained {
                     break;
                 }
@@ -576,16 +576,17 @@ proptest! {
 fn a_backlog_is_worth_the_same_bytes_after_a_change() {
     let limit = |rate, burst| LevelLimit::per_byte(rate, burst, 60, Oversize::Demote).unwrap();
     let old = limit(8_000_000, 2_000);
-    let carried = |new: LevelLimit, backlog| {
-        let level = Memory::new(word_at(7, backlog, 0), 1);
+    // The backlog before and after, ns; up to 1 ns more is rounding.
+    let check = |new: LevelLimit, before, after| {
+        let level = Memory::new(word_at(7, before, 0), 1);
         carry_over(&level, 1, &new.replacing(&old), 7);
-        backlog_ns(level.word.get(), 7)
+        let carried = backlog_ns(level.word.get(), 7);
+        assert!(carried == after || carried == after + 1, "{carried}, not {after}");
     };
-    assert_eq!(carried(limit(80_000_000, 2_000), 1_000_000), 100_000);
-    assert_eq!(carried(limit(800_000, 2_000), 1_000_000), 10_000_000);
-    assert_eq!(carried(limit(8_000_000, 500), 1_000_000), 500_000 + 500_000);
-    assert_eq!(carried(limit(80_000_000, 500), 1_000_000), 50_000 + 500_000);
+    check(limit(80_000_000, 2_000), 1_000_000, 100_000);
+    check(limit(800_000, 2_000), 1_000_000, 10_000_000);
+    check(limit(8_000_000, 500), 1_000_000, 500_000 + 500_000);
+    check(limit(80_000_000, 500), 1_000_000, 50_000 + 500_000);
     // A packet-charged level of 84 bytes a millisecond: 84 bytes of backlog are one epoch.
-    let packet = LevelLimit::per_packet(1_000_000, 9_000_000, 60, Oversize::Demote).unwrap();
-    assert_eq!(carried(packet, 84_000), 1_000_000);
+    check(LevelLimit::per_packet(1_000_000, 9_000_000, 60, Oversize::Demote).unwrap(), 84_000, 1_000_000);
 }

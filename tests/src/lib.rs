@@ -1,4 +1,8 @@
 //! What the integration tests and the benchmark share. Everything here needs root and the eBPF objects;
 //! `cargo xtask test` and `cargo xtask bench` see to both.
 
+pub mod arrivals;
+pub mod frames;
+pub mod link;
 pub mod program;
+pub mod sender;

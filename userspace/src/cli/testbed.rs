@@ -35,7 +35,7 @@ struct Demo {
     /// Folder for summary.json and latency.svg
     #[arg(long, value_name = "DIR", default_value = "qjump-demo")]
     output: PathBuf,
-    /// Probes in each case, 1.2 ms apart
+    /// Probes in each case, 1.3 ms apart
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     probes: u64,
     /// Fixed delays that the plan counts with: a lower-level frame on the wire (123us at 100mbit), and what

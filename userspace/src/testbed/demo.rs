@@ -42,7 +42,7 @@ const ROGUE: usize = 4;
 const RACK: RackSpec = RackSpec { hosts: 5, rate: Rate::from_bps(100_000_000), buffer: 256 * 1024 };
 /// Largest packet of level 7, L2 bytes.
 const MAX_PACKET: u32 = 512;
-const PROBE_INTERVAL_NS: u64 = 1_200_000;
+const PROBE_INTERVAL_NS: u64 = 1_300_000;
 /// 64 bytes with its FCS: the smallest frame there is.
 const PROBE_PAYLOAD: usize = 18;
 /// How early a probe may come. The sender's own timer is not exact, and a probe that comes early for its

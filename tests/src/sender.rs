@@ -1,0 +1,38 @@
+//! UDP senders at a level.
+
+use std::{
+    net::UdpSocket,
+    os::fd::AsRawFd,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use anyhow::{Result, ensure};
+use qjump::{dataplane::sys::monotonic_ns, testbed::NetNs};
+
+/// A UDP socket inside `netns`, with this SO_PRIORITY, connected to `to`.
+pub fn connected(netns: &NetNs, from: &str, to: &str, port: u16, priority: u32) -> Result<UdpSocket> {
+    let bind = if from.contains(':') { format!("[{from}]:0") } else { format!("{from}:0") };
+    let socket = netns.enter(|| Ok(UdpSocket::bind(bind)?))?;
+    // SAFETY: the option's value is a u32 that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, (&raw const priority).cast(), 4)
+    };
+    ensure!(result == 0, "SO_PRIORITY {priority}: {}", std::io::Error::last_os_error());
+    socket.connect((to, port))?;
+    Ok(socket)
+}
+
+/// Sends as fast as it can until `stop`; the first 8 bytes of each payload are the time just before its
+/// system call. `size` gives each packet's payload. Returns how many it sent.
+pub fn flood(socket: &UdpSocket, stop: &AtomicBool, mut size: impl FnMut() -> usize) -> u64 {
+    let mut payload = [0; 1472];
+    let mut sent = 0;
+    while !stop.load(Relaxed) {
+        let length = size();
+        payload[..8].copy_from_slice(&monotonic_ns().to_ne_bytes());
+        // A drop may or may not be reported; either way the packet was offered.
+        let _ = socket.send(&payload[..length]);
+        sent += 1;
+    }
+    sent
+}
