@@ -20,11 +20,14 @@
 //! the backlog is worth the same number of bytes before and after ([`Carry`]). What exceeds the new
 //! burst drains first, at the old rate. Hence across a change no window admits more than the larger
 //! burst plus the larger rate times its length, and a level admits again at the latest after the old
-//! burst and one new packet have drained.
+//! burst and one new packet have drained. A packet-charged level counts its largest packet's bytes for
+//! every packet. From and to a configuration without a limit nothing is carried over.
 //!
 //! The protocol of a change (one writer, by a lock) is: write the idle slot; make it the active one;
 //! carry over every word; wait until no packet that started before is in the program any more. A
-//! packet therefore sees at most one change while it is in the program.
+//! packet therefore sees at most one change while it is in the program. A change that comes before the
+//! excess of the last one has drained (some backlog is above its burst) counts it at the rate of the
+//! configuration in between: the promise for windows holds for each change, not for the two together.
 
 /// Costs are at most a burst, and a burst at most this long: 2^38 ns, 4.6 minutes. Keeps every
 /// product of [`Carry`] below 2^64.
@@ -229,8 +232,8 @@ impl LevelLimit {
             max_packet,
             max_wire: burst_bytes.min(u64::from(MAX_COST_BYTES)) as u32,
             ns_per_byte: per_byte,
-            burst_ns: burst_ns as u64,
-            ceiling_ns: burst_ns as u64,
+            burst_ns,
+            ceiling_ns: burst_ns,
             // The rate that packets pay, not `rate_bps`: a backlog is the sum of such prices.
             unit_bytes: 1 << COST_SHIFT,
             unit_ns: per_byte,
@@ -447,8 +450,13 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
 pub fn carry_over<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, now_ns: u64) {
     let mut word = state.load();
     while slot_of(word) != slot & 1 {
-        let backlog = backlog_in(limit, slot, word, now_ns);
-        let seen = state.compare_exchange(word, word_at(now_ns, backlog, slot));
+        // A time that has passed stays as it is: a packet on its way may hold an older `now_ns`.
+        let carried = if backlog_ns(word, now_ns) == 0 {
+            pack(word >> 1, slot)
+        } else {
+            word_at(now_ns, backlog_in(limit, slot, word, now_ns), slot)
+        };
+        let seen = state.compare_exchange(word, carried);
         if seen == word {
             return;
         }

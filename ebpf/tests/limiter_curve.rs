@@ -376,6 +376,32 @@ fn the_first_packet_passes_at_every_end_of_the_clock() {
 }
 
 #[test]
+fn packets_larger_than_allowed_have_no_price() {
+    let packet = LevelLimit::per_packet(1_000, 5_000, 256, Oversize::Drop).unwrap();
+    assert_eq!(packet.cost_ns(256, 1, wire_bytes(256, 1)), Some(1_000));
+    assert_eq!(packet.cost_ns(14, 1, wire_bytes(14, 1)), Some(1_000));
+    assert_eq!(packet.cost_ns(257, 1, wire_bytes(257, 1)), None);
+    // The segments of a GSO packet leave back to back.
+    assert_eq!(packet.cost_ns(120, 2, wire_bytes(120, 2)), None);
+    // 8 ns a byte.
+    let byte = LevelLimit::per_byte(1_000_000_000, 10_000, 1514, Oversize::Demote).unwrap();
+    assert_eq!(byte.cost_ns(1514, 1, 1538), Some(8 * 1538));
+    assert_eq!(byte.cost_ns(1515, 1, 1539), None);
+    assert_eq!(byte.cost_ns(3_028, 2, 3_093), Some(8 * 3_093));
+    assert_eq!(byte.cost_ns(9_976, 7, 10_000), Some(80_000));
+    assert_eq!(byte.cost_ns(9_977, 7, 10_001), None);
+    let large = LevelLimit::per_byte(400_000_000_000, 1 << 30, 1514, Oversize::Demote).unwrap();
+    assert!(large.cost_ns(MAX_COST_BYTES, 700, MAX_COST_BYTES).is_some());
+    assert_eq!(large.cost_ns(MAX_COST_BYTES, 700, MAX_COST_BYTES + 1), None);
+    for (limit, drops) in [(packet, true), (byte, false), (LevelLimit::UNLIMITED, false)] {
+        assert_eq!(limit.drops_oversize(), drops);
+    }
+    for limit in [LevelLimit::UNLIMITED, LevelLimit::NOT_CONFIGURED] {
+        assert_eq!(limit.cost_ns(u32::MAX, 1, u32::MAX), Some(0));
+    }
+}
+
+#[test]
 fn limits_that_cannot_be_kept_are_refused() {
     use qjump_ebpf::limiter::{LimitError, MAX_BURST_NS};
     let packet = |epoch, tolerance| LevelLimit::per_packet(epoch, tolerance, 256, Oversize::Drop).map(|_| ());

@@ -84,15 +84,15 @@ fn race(level: &Arc<Level>, packets: &[(u64, u64)], here: impl FnOnce()) -> Vec<
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
-/// Runs `model` in every order of its threads that takes a thread's CPU away up to `preemptions` times.
+/// Runs `model` in every order of its threads that takes the CPU away from threads up to three times.
 ///
-/// All orders of three threads with up to nine accesses each are more than a test has time for. A packet
-/// makes one decision, from its read to its exchange, so a preemption between the two lets any of the
-/// others' steps come between; the bounds here are two, which loom's manual takes to find most bugs, or
-/// three, where that takes seconds.
-fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+/// All orders of three threads with up to nine accesses each take minutes, these take seconds. A packet
+/// makes one decision, from its read to its exchange: one preemption between the two lets any of the
+/// others' steps come between, and there are three threads. (Loom's manual takes two or three to find
+/// most bugs.)
+fn check(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
+    builder.preemption_bound = Some(3);
     builder.check(model);
 }
 
@@ -124,7 +124,7 @@ fn of_three_packets_on_a_budget_of_one_exactly_one_passes_whatever_their_clocks(
 
 #[test]
 fn of_three_packets_on_a_budget_of_two_exactly_two_pass() {
-    check(3, || {
+    check(|| {
         let level = Level::new(0, [per_packet(EPOCH_NS); 2]);
         let answers = race(&level, &[(EPOCH_NS, NOW_NS); 3], || ());
         assert_eq!((count(&answers, Admission::Admitted), count(&answers, Admission::Over)), (2, 1), "{answers:?}");
@@ -134,7 +134,7 @@ fn of_three_packets_on_a_budget_of_two_exactly_two_pass() {
 
 #[test]
 fn packets_of_different_cost_take_the_budget_to_the_last_byte() {
-    check(3, || {
+    check(|| {
         // 8 ns a byte; 300 bytes for packets of 100, 200 and 200: whoever is first, 300 pass.
         let limit = LevelLimit::per_byte(1_000_000_000, 300, 60, Oversize::Demote).unwrap();
         let cost = |bytes| limit.cost_ns(bytes, 2, bytes).unwrap();
@@ -150,7 +150,7 @@ fn packets_of_different_cost_take_the_budget_to_the_last_byte() {
 /// Two packets and a change of configuration. In any order of them, at least `least` and at most `most`
 /// packets pass.
 fn change(slots: fn() -> [LevelLimit; 2], backlog: u64, least: usize, most: usize) {
-    check(3, move || {
+    check(move || {
         let level = Level::new(backlog, slots());
         let answers = race(&level, &[(EPOCH_NS, NOW_NS); 2], || {
             level.active.store(1, Ordering::Relaxed);

@@ -68,10 +68,10 @@ impl Witness {
     }
 }
 
-/// The most by which any interval exceeds `rate` in bit/s times its length, in bytes on the wire: the
-/// burst that the limiter must have had. Intervals of every length are looked at.
+/// The most by which any interval of at least `at_least_ns` exceeds `rate` in bit/s times its length, in
+/// bytes on the wire: the burst that the limiter must have had.
 /// `start` gives the earliest time at which an arrival may have been admitted.
-pub fn burst_seen(arrivals: &[Arrival], rate: f64, start: impl Fn(&Arrival) -> u64) -> f64 {
+pub fn burst_seen(arrivals: &[Arrival], rate: f64, at_least_ns: u64, start: impl Fn(&Arrival) -> u64) -> f64 {
     let Some(first) = arrivals.first() else { return 0.0 };
     let per_ns = rate / 8e9;
     let mut starts: Vec<u64> = arrivals.iter().map(start).collect();
@@ -80,10 +80,16 @@ pub fn burst_seen(arrivals: &[Arrival], rate: f64, start: impl Fn(&Arrival) -> u
         starts[i] = starts[i].min(starts[i + 1]);
     }
     let time = |ns: u64| ns as f64 - first.arrived_ns as f64;
-    let (mut sum, mut lowest, mut worst) = (0.0, f64::INFINITY, f64::NEG_INFINITY);
-    for (arrival, &start) in arrivals.iter().zip(&starts) {
-        lowest = f64::min(lowest, sum - per_ns * time(start));
+    let (mut sum, mut worst) = (0.0, f64::NEG_INFINITY);
+    // The lowest level of the sum at the start of any interval that is long enough to end now.
+    let (mut lowest, mut next, mut before_next) = (f64::INFINITY, 0, 0.0);
+    for (n, arrival) in arrivals.iter().enumerate() {
         sum += f64::from(wire(arrival.len));
+        while next <= n && starts[next] + at_least_ns <= arrival.arrived_ns {
+            lowest = f64::min(lowest, before_next - per_ns * time(starts[next]));
+            before_next += f64::from(wire(arrivals[next].len));
+            next += 1;
+        }
         worst = f64::max(worst, sum - per_ns * time(arrival.arrived_ns) - lowest);
     }
     worst
@@ -136,11 +142,14 @@ mod tests {
     fn bursts_are_measured_over_every_interval() {
         // 84 bytes each on the wire: 672 bits. At 672 Mbit/s one packet a microsecond.
         let even: Vec<_> = (0..100).map(|n| arrival(n * 1000, n * 1000)).collect();
-        assert!((burst_seen(&even, 672e6, |a| a.sent_ns) - 84.0).abs() < 1e-6);
+        assert!((burst_seen(&even, 672e6, 0, |a| a.sent_ns) - 84.0).abs() < 1e-6);
         let mut burst = even;
         for n in 50..53 {
             burst[n] = arrival(50_000, 50_000);
         }
-        assert!((burst_seen(&burst, 672e6, |a| a.sent_ns) - 3.0 * 84.0).abs() < 1e-6);
+        assert!((burst_seen(&burst, 672e6, 0, |a| a.sent_ns) - 3.0 * 84.0).abs() < 1e-6);
+        // Over at least ten microseconds, the burst has its neighbours' gaps on one side.
+        assert!((burst_seen(&burst, 672e6, 10_000, |a| a.sent_ns) - 3.0 * 84.0).abs() < 1e-6);
+        assert!(burst_seen(&burst, 672e6, 200_000, |a| a.sent_ns) < 84.0);
     }
 }

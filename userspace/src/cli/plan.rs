@@ -29,16 +29,16 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["hosts", "link_rate", "max_packet", "epsilon", "level"])]
     config: Option<PathBuf>,
     /// Hosts that may send: the n of the bound
-    #[arg(long, value_name = "N", requires_all = ["link_rate", "max_packet", "epsilon", "level"])]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", requires_all = ["link_rate", "max_packet", "epsilon", "level"])]
     hosts: Option<u32>,
     /// Rate of the slowest link, e.g. 10gbit
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, allow_hyphen_values = true, value_name = "RATE")]
     link_rate: Option<Rate>,
     /// Largest packet of guaranteed levels: bytes with the Ethernet header, without FCS
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, allow_hyphen_values = true, value_name = "BYTES")]
     max_packet: Option<u32>,
     /// Sum of the fixed delays of a path, e.g. 4us
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     epsilon: Option<Nanos>,
     /// A level and its throughput factor, e.g. 7:1 (guaranteed), 5:4, or 3:unlimited; repeatable
     #[arg(long, value_name = "LEVEL:FACTOR")]

@@ -97,7 +97,7 @@ fn one(interface: &str) -> Result<InterfaceStatus, Error> {
     let config = maps.in_force();
     let counters = maps.counters().map_err(Error::io(interface, "reading its counters"))?;
     let clsact = config.plan.hook == HOOK_CLSACT;
-    let attachment = attachment(interface, &pins, clsact).map_err(Error::io(interface, "asking for its programs"))?;
+    let attachment = attachment(interface, &pins, clsact)?;
     let now = monotonic_ns();
     let levels = Level::strictest_first()
         .filter_map(|level| {
@@ -121,18 +121,19 @@ fn one(interface: &str) -> Result<InterfaceStatus, Error> {
     })
 }
 
-fn attachment(interface: &str, pins: &Pins, clsact: bool) -> io::Result<Attachment> {
+fn attachment(interface: &str, pins: &Pins, clsact: bool) -> Result<Attachment, Error> {
     let broken = |program_id, problem: String| Attachment { problem: Some(problem), program_id, position: None };
     let reload = format!("run `qjump load` again, or `qjump unload --interface {interface}`");
-    let Some(device) = netlink::interface(interface)? else {
+    let asking = |source| Error::Io { interface: interface.to_owned(), action: "asking for its programs", source };
+    let Some(device) = netlink::interface(interface).map_err(asking)? else {
         return Ok(broken(
             None,
             format!("there is no interface {interface} in this network namespace any more; {reload}"),
         ));
     };
     if clsact {
-        let filters = netlink::egress_filters(device.index)?;
-        return Ok(match clsact_filter(device.index)? {
+        let filters = netlink::egress_filters(device.index).map_err(asking)?;
+        return Ok(match clsact_filter(device.index).map_err(asking)? {
             Some(ours) => Attachment {
                 problem: None,
                 program_id: ours.program_id,
@@ -145,7 +146,11 @@ fn attachment(interface: &str, pins: &Pins, clsact: bool) -> io::Result<Attachme
         Ok(fd) => fd,
         Err(error) => return Ok(broken(None, format!("its link cannot be opened ({error}); {reload}"))),
     };
-    let link = tcx_link(fd.as_fd())?;
+    let link = tcx_link(fd.as_fd()).map_err(|error| Error::CorruptPin {
+        path: pins.link(),
+        why: error.to_string(),
+        interface: interface.to_owned(),
+    })?;
     if link.ifindex != device.index {
         let what = if link.ifindex == 0 { "a device that is gone" } else { "another device" };
         return Ok(broken(
@@ -153,7 +158,8 @@ fn attachment(interface: &str, pins: &Pins, clsact: bool) -> io::Result<Attachme
             format!("its link belongs to {what}, which had the same name; {reload}"),
         ));
     }
-    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).map_err(io::Error::other)?;
+    let (_, programs) =
+        SchedClassifier::query_tcx(interface, TcAttachType::Egress).map_err(|error| asking(io::Error::other(error)))?;
     match programs.iter().position(|program| program.id() == link.program_id) {
         Some(at) => Ok(Attachment {
             problem: None,

@@ -1,0 +1,330 @@
+//! Load, replace, survive, unload: on real interfaces, and beside others.
+
+use std::{
+    fs,
+    process::Stdio,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use qjump_ebpf::names;
+use qjump_tests::{
+    arrivals::Witness,
+    link::{FAR, Link, NEAR, failed, succeeded},
+    program::{classifier, lab},
+    sender,
+};
+
+fn programs(link: &Link) -> Result<Vec<String>> {
+    link.near.enter(|| {
+        let (_, programs) = SchedClassifier::query_tcx(&link.device, TcAttachType::Egress)?;
+        Ok(programs.iter().map(|program| program.name_as_str().unwrap_or("?").to_owned()).collect())
+    })
+}
+
+fn ping(link: &Link) -> Result<()> {
+    sender::connected(&link.near, NEAR.0, FAR.0, 7000, 7)?.send(&[0; 64])?;
+    Ok(())
+}
+
+#[test]
+fn the_program_survives_its_loader_and_unload_leaves_nothing() -> Result<()> {
+    let link = Link::new()?;
+    let before = link.tc_state()?;
+    link.load(&[])?;
+    ping(&link)?;
+    let status = link.status()?;
+    assert_eq!(status["attached"], true);
+    assert_eq!(status["hook"], "tcx");
+    assert_eq!((&status["position"], &status["programs"]), (&1.into(), &1.into()));
+    let level = &status["levels"][0];
+    assert_eq!((&level["level"], &level["factor"]), (&7.into(), &1.0.into()));
+    assert_eq!(level["bound_ns"], 6688.0);
+    assert_eq!(level["reasons"]["passed"]["packets"], 1);
+    assert_eq!(level["passed_bytes"], 64 + 42 + 24);
+    assert!(level["last_activity_ns_ago"].as_u64().is_some_and(|age| age < 60_000_000_000));
+
+    link.unload()?;
+    assert_eq!(programs(&link)?, [""; 0]);
+    assert!(!link.pins().exist());
+    assert_eq!(link.tc_state()?, before);
+    let (status, error) = failed(&link.qjump(&["unload", "--interface", &link.device])?);
+    assert_eq!(status, 1);
+    assert!(error.contains("is not loaded"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn clsact_is_used_when_asked_and_removed_if_it_was_ours() -> Result<()> {
+    let link = Link::new()?;
+    let before = link.tc_state()?;
+    link.load(&["--hook", "clsact"])?;
+    ping(&link)?;
+    let status = link.status()?;
+    assert_eq!((&status["attached"], &status["hook"]), (&true.into(), &"clsact".into()));
+    assert_eq!(status["levels"][0]["reasons"]["passed"]["packets"], 1);
+    // Replaced in place: same hook, no second filter, counters kept.
+    link.load(&[])?;
+    let status = link.status()?;
+    assert_eq!((&status["hook"], &status["programs"], &status["generation"]), (&"clsact".into(), &1.into(), &2.into()));
+    assert_eq!(status["levels"][0]["reasons"]["passed"]["packets"], 1);
+    link.unload()?;
+    assert_eq!(link.tc_state()?, before);
+
+    // Somebody else's clsact, and his filter on it, stay.
+    link.near.batch("tc", &format!("qdisc add dev {} clsact\n", link.device))?;
+    let filter = "protocol all prio 9 u32 match u32 0 0 flowid 1:1";
+    link.near.batch("tc", &format!("filter add dev {} egress {filter}\n", link.device))?;
+    let before = link.tc_state()?;
+    link.load(&["--hook", "clsact"])?;
+    ping(&link)?;
+    assert_eq!(link.status()?["levels"][0]["reasons"]["passed"]["packets"], 1);
+    link.unload()?;
+    assert_eq!(link.tc_state()?, before);
+    Ok(())
+}
+
+#[test]
+fn the_hook_does_not_change_under_a_load() -> Result<()> {
+    let link = Link::new()?;
+    link.load(&[])?;
+    let mut arguments = vec!["load", "--interface", &link.device, "--hook", "clsact"];
+    arguments.extend(qjump_tests::link::PLAN);
+    let (status, error) = failed(&link.qjump(&arguments)?);
+    assert_eq!(status, 1);
+    assert!(error.contains("qjump unload --interface"), "{error}");
+    assert_eq!(link.status()?["generation"], 1);
+    Ok(())
+}
+
+#[test]
+fn another_program_on_the_egress_keeps_running() -> Result<()> {
+    let link = Link::new()?;
+    let mut other = lab("qj_empty")?;
+    let attach = |order| TcAttachOptions::TcxOrder(order);
+    link.near.enter(|| {
+        let program = classifier(&mut other, "qj_empty")?;
+        program.attach_with_options(&link.device, TcAttachType::Egress, attach(LinkOrder::first()))?;
+        Ok(())
+    })?;
+    link.load(&[])?;
+    assert_eq!(programs(&link)?, [names::PROGRAM, "qj_empty"]);
+    ping(&link)?;
+    assert_eq!(link.status()?["levels"][0]["reasons"]["passed"]["packets"], 1);
+
+    // One that comes later and goes first is shown.
+    let mut bully = lab("qj_clock")?;
+    link.near.enter(|| {
+        let program = classifier(&mut bully, "qj_clock")?;
+        program.attach_with_options(&link.device, TcAttachType::Egress, attach(LinkOrder::first()))?;
+        Ok(())
+    })?;
+    assert_eq!(link.status()?["position"], 2);
+    let text = succeeded(&link.qjump(&["status", "--interface", &link.device])?)?;
+    assert!(text.contains("a program before it may pass packets around it"), "{text}");
+    link.unload()?;
+    assert_eq!(programs(&link)?, ["qj_clock", "qj_empty"]);
+    Ok(())
+}
+
+#[test]
+fn a_hundred_replacements_under_load_lose_no_packet() -> Result<()> {
+    let link = Link::new()?;
+    // Two plans with other epochs, rates and bursts, and both wide enough for the traffic below.
+    let plans =
+        [["--hosts", "12", "--epsilon", "4us", "7:1", "5:4"], ["--hosts", "40", "--epsilon", "60us", "7:0.5", "5:9"]];
+    let load = |plan: &[&'static str; 6]| {
+        let mut arguments = vec!["load", "--interface", &link.device, "--link-rate", "10gbit", "--max-packet", "256"];
+        arguments.extend(&plan[..4]);
+        arguments.extend(["--level", plan[4], "--level", plan[5]]);
+        succeeded(&link.qjump(&arguments)?)
+    };
+    load(&plans[0])?;
+    let mut witness = Witness::new(&link.far, &link.far_device)?;
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| -> Result<()> {
+        // Level 7 a packet a millisecond: conforms to both plans. Levels 5 and 0 as well.
+        for (level, pause) in [(7, 1_000), (5, 200), (0, 20)] {
+            let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, level)?;
+            let (stop, sent) = (&stop, &sent);
+            scope.spawn(move || {
+                while !stop.load(Relaxed) {
+                    match socket.send(&[0; 100]) {
+                        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => continue,
+                        _ => sent.fetch_add(1, Relaxed),
+                    };
+                    std::thread::sleep(Duration::from_micros(pause));
+                }
+            });
+        }
+        let result =
+            (0..100).try_for_each(|number| load(&plans[(number + 1) % 2]).map(|_| witness.collect().len()).map(|_| ()));
+        stop.store(true, Relaxed);
+        result
+    })?;
+    std::thread::sleep(Duration::from_millis(200));
+    let (sent, arrived) = (sent.into_inner(), witness.collect().len() as u64);
+    println!("{sent} packets sent during 100 replacements, {arrived} arrived");
+    let status = link.status()?;
+    assert_eq!(status["generation"], 101);
+    assert_eq!(programs(&link)?, [names::PROGRAM]);
+    assert!(sent > 5_000, "too little traffic to tell: {sent}");
+    assert_eq!(arrived, sent, "{status:#}");
+    Ok(())
+}
+
+#[test]
+fn two_loads_at_once_take_turns() -> Result<()> {
+    let link = Link::new()?;
+    for _ in 0..10 {
+        let mut arguments = vec!["load", "--interface", &link.device];
+        arguments.extend(qjump_tests::link::PLAN);
+        let children = [0; 4].map(|_| link.command(&arguments).stdout(Stdio::null()).spawn());
+        for child in children {
+            assert!(child?.wait()?.success());
+        }
+        assert_eq!(programs(&link)?, [names::PROGRAM]);
+        assert_eq!(link.status()?["generation"], 4);
+        link.unload()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_vanishes_is_reported_and_replaced() -> Result<()> {
+    let link = Link::new()?;
+    link.load(&[])?;
+    link.near.ip(&format!("link delete {}", link.device))?;
+    let output = link.qjump(&["status"])?;
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stdout)?;
+    assert!(text.contains("NOT ENFORCED") && text.contains("no interface"), "{text}");
+    // A new device with the old name is not mistaken for the old one.
+    link.plug()?;
+    assert_eq!(link.status()?["attached"], false);
+    let text = link.load(&[])?;
+    assert!(text.contains("after removing what an earlier load had left behind"), "{text}");
+    assert_eq!(link.status()?["attached"], true);
+    // Unloading works for one that is gone, too.
+    link.near.ip(&format!("link delete {}", link.device))?;
+    link.unload()?;
+    assert!(!link.pins().exist());
+    Ok(())
+}
+
+#[test]
+fn a_detached_program_is_not_called_enforced() -> Result<()> {
+    let link = Link::new()?;
+    link.load(&["--hook", "clsact"])?;
+    link.near.batch("tc", &format!("filter del dev {} egress\n", link.device))?;
+    let status = link.status()?;
+    assert_eq!(status["attached"], false);
+    assert!(status["problem"].as_str().context("a problem")?.contains("gone from clsact"), "{status}");
+    // Loading again repairs it.
+    link.load(&["--hook", "clsact"])?;
+    assert_eq!(link.status()?["attached"], true);
+    Ok(())
+}
+
+#[test]
+fn corrupt_pins_are_refused_with_the_remedy_and_unload_clears_them() -> Result<()> {
+    let link = Link::new()?;
+    let load = || {
+        let mut arguments = vec!["load", "--interface", &link.device];
+        arguments.extend(qjump_tests::link::PLAN);
+        link.qjump(&arguments)
+    };
+    // A map of another shape under the name of ours; a program where the link should be; a missing map.
+    let lab = lab("qj_arrivals")?;
+    let spoil: [&dyn Fn() -> Result<()>; 3] = [
+        &|| {
+            fs::remove_file(link.pins().map(names::STATE))?;
+            lab.map("qj_tap").context("qj_tap")?.pin(link.pins().map(names::STATE))?;
+            Ok(())
+        },
+        &|| {
+            fs::remove_file(link.pins().link())?;
+            lab.map("qj_tap").context("qj_tap")?.pin(link.pins().link())?;
+            Ok(())
+        },
+        &|| Ok(fs::remove_file(link.pins().map(names::CONFIG))?),
+    ];
+    for spoil in spoil {
+        link.load(&[])?;
+        spoil()?;
+        for output in [load()?, link.qjump(&["status", "--interface", &link.device])?] {
+            let (status, error) = failed(&output);
+            assert_eq!(status, 1, "{error}");
+            assert!(error.contains("/sys/fs/bpf/qjump/") && error.contains("qjump unload"), "{error}");
+        }
+        link.unload()?;
+        assert!(!link.pins().exist());
+        assert_eq!(programs(&link)?, [""; 0]);
+    }
+    link.load(&[])?;
+    assert_eq!(link.status()?["attached"], true);
+    Ok(())
+}
+
+#[test]
+fn a_load_of_several_interfaces_is_all_or_nothing() -> Result<()> {
+    let link = Link::new()?;
+    link.near.ip("link add qjtall type veth peer name qjtall2")?;
+    let mut arguments = vec!["load", "--interface", &link.device, "--interface", "qjtall"];
+    arguments.extend(qjump_tests::link::PLAN);
+    succeeded(&link.qjump(&arguments)?)?;
+    assert_eq!(link.status()?["attached"], true);
+    succeeded(&link.qjump(&["unload", "--interface", &link.device, "--interface", "qjtall"])?)?;
+
+    // The second cannot be loaded: clsact's first place is taken by a filter for another protocol.
+    let other = "protocol ip prio 1 u32 match u32 0 0 flowid 1:1";
+    link.near.batch("tc", &format!("qdisc add dev qjtall clsact\nfilter add dev qjtall egress {other}\n"))?;
+    let before = link.tc_state()?;
+    arguments.extend(["--hook", "clsact"]);
+    let (status, error) = failed(&link.qjump(&arguments)?);
+    assert_eq!(status, 1);
+    assert!(error.contains("qjtall"), "{error}");
+    assert_eq!(link.tc_state()?, before);
+    assert!(!link.pins().exist(), "the first interface is as it was");
+    assert!(!qjump::dataplane::Pins::of("qjtall").exist());
+    Ok(())
+}
+
+#[test]
+fn a_vlan_name_with_a_dot_can_be_pinned() -> Result<()> {
+    // The BPF file system refuses dots in names; this kernel may lack 802.1Q, but any device can have one.
+    let link = Link::new()?;
+    let name = format!("q{:x}.100", std::process::id());
+    link.near.ip(&format!("link add {name} type veth peer name qjtdot2"))?;
+    let mut arguments = vec!["load", "--interface", &name];
+    arguments.extend(qjump_tests::link::PLAN);
+    succeeded(&link.qjump(&arguments)?)?;
+    let status = succeeded(&link.qjump(&["status", "--interface", &name])?)?;
+    assert!(status.contains(&name) && status.contains("enforced"), "{status}");
+    succeeded(&link.qjump(&["unload", "--interface", &name])?)?;
+    Ok(())
+}
+
+#[test]
+fn bpffs_is_mounted_when_it_is_not() -> Result<()> {
+    // In a mount namespace of its own, so that the machine's stays as it is.
+    let link = Link::new()?;
+    let script = format!(
+        "umount /sys/fs/bpf && ! mountpoint -q /sys/fs/bpf && \"$0\" \"$@\" && mountpoint /sys/fs/bpf && \
+         ls /sys/fs/bpf/qjump/{} && \"$0\" unload --interface {0}",
+        link.device
+    );
+    let mut arguments = vec!["load", "--interface", &link.device];
+    arguments.extend(qjump_tests::link::PLAN);
+    let output = std::process::Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{}", link.near.name()))
+        .args(["unshare", "--mount", "--propagation", "private", "sh", "-c", &script])
+        .arg(qjump_tests::link::binary())
+        .args(&arguments)
+        .output()?;
+    let text = succeeded(&output)?;
+    ensure!(text.contains("is a mountpoint") && text.contains("maps"), "{text}");
+    Ok(())
+}

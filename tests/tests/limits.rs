@@ -1,0 +1,115 @@
+//! The limit on a real cable, under more load than it admits, with an independent witness on the far side.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::Result;
+use qjump_tests::{
+    arrivals::{Arrival, Witness, burst_seen, spacing_slack},
+    frames::Random,
+    link::{FAR, Link, NEAR, succeeded},
+    sender,
+};
+use serde_json::Value;
+
+const FLOOD: Duration = Duration::from_secs(10);
+const SENDERS: usize = 2;
+
+struct Flood {
+    arrivals: Vec<Arrival>,
+    offered: u64,
+    level: Value,
+}
+
+/// Loads a plan, floods `level` from two threads, and returns what arrived and what `status` says.
+fn flood(plan: &[&str], level: u8, size: impl Fn(&mut Random) -> usize + Sync) -> Result<Flood> {
+    let link = Link::new()?;
+    let mut witness = Witness::new(&link.far, &link.far_device)?;
+    let mut arguments = vec!["load", "--interface", &link.device];
+    arguments.extend(plan);
+    succeeded(&link.qjump(&arguments)?)?;
+    let (stop, offered) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| -> Result<()> {
+        for number in 0..SENDERS {
+            let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, u32::from(level))?;
+            let (stop, offered, size) = (&stop, &offered, &size);
+            scope.spawn(move || {
+                let mut random = Random(number as u64 + 1);
+                offered.fetch_add(sender::flood(&socket, stop, || size(&mut random)), Relaxed);
+            });
+        }
+        let end = std::time::Instant::now() + FLOOD;
+        while std::time::Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            witness.collect();
+        }
+        stop.store(true, Relaxed);
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_millis(200));
+    let arrivals = witness.collect().to_vec();
+    let status = link.status()?;
+    let levels = status["levels"].as_array().expect("levels");
+    let level = levels.iter().find(|entry| entry["level"] == level).expect("the level").clone();
+    link.unload()?;
+    let offered = offered.into_inner();
+    println!("offered {offered} packets in {FLOOD:?} from {SENDERS} threads, {} arrived", arrivals.len());
+    // The witness missed nothing: all that the program says it passed has arrived, and was dropped or
+    // passed before that.
+    assert_eq!(level["passed_packets"], arrivals.len());
+    assert_eq!(level["passed_packets"].as_u64().unwrap() + level["dropped_packets"].as_u64().unwrap(), offered);
+    Ok(Flood { arrivals, offered, level })
+}
+
+/// n = 10, P = 256 + 24 bytes on 100 Mbit/s: T = 2 x 224 us + 52 us = 500 us.
+const PACKETS: [&str; 10] =
+    ["--hosts", "10", "--link-rate", "100mbit", "--max-packet", "256", "--epsilon", "52us", "--level", "7:1"];
+
+#[test]
+fn a_packet_charged_level_never_admits_two_packets_closer_than_its_epoch() -> Result<()> {
+    let epoch_ns = 500_000;
+    // Sizes from 64 bytes to the largest: each costs a whole epoch.
+    let flood = flood(&PACKETS, 7, |random| 18 + random.below(197) as usize)?;
+    assert_eq!(flood.level["epoch_ns"].as_f64(), Some(epoch_ns as f64));
+    let slack = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.sent_ns);
+    let raw = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.arrived_ns);
+    println!("spacing: never certainly closer than T: slack {slack} ns; by arrival times alone {raw} ns");
+    assert!(slack >= 0, "two packets were admitted {} ns closer than an epoch", -slack);
+    // B + r t over every interval: B is one largest packet.
+    let burst = burst_seen(&flood.arrivals, 280.0 * 8e9 / epoch_ns as f64, 0, |arrival| arrival.sent_ns);
+    assert!(burst <= 280.0, "bursts of {burst} bytes");
+    assert!(flood.arrivals.iter().all(|arrival| arrival.tos == 0xe0), "every packet carries CS7");
+    used_up(&flood, FLOOD.as_nanos() as f64 / epoch_ns as f64);
+    Ok(())
+}
+
+#[test]
+fn a_byte_charged_level_never_exceeds_its_burst_and_rate() -> Result<()> {
+    // f = 4 of the same network: 4 x 280 bytes an epoch of 500 us.
+    let mut plan = PACKETS;
+    plan[9] = "5:4";
+    let flood = flood(&plan, 5, |random| 18 + random.below(700) as usize)?;
+    let rate = flood.level["rate_bps"].as_f64().unwrap();
+    assert_eq!(rate, 4.0 * 280.0 * 8.0 / 500e-6);
+    let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
+    let raw = burst_seen(&flood.arrivals, rate, 500_000, |arrival| arrival.arrived_ns);
+    println!(
+        "burst: certainly at least {burst:.0} of 1120 bytes; by arrival times alone, over an epoch or more, {raw:.0}"
+    );
+    assert!(burst <= 1120.0, "bursts of {burst} bytes");
+    // The burst is not only respected, it is there.
+    assert!(burst > 700.0, "bursts of {burst} bytes");
+    let mean = flood.arrivals.iter().map(|a| f64::from(a.len.max(60) + 24)).sum::<f64>() / flood.arrivals.len() as f64;
+    used_up(&flood, rate / 8.0 * FLOOD.as_secs_f64() / mean);
+    Ok(())
+}
+
+/// A limiter that admits nothing would pass the tests above.
+fn used_up(flood: &Flood, allowed: f64) {
+    assert!(flood.offered as f64 > 10.0 * allowed, "the load is too small to test a limit: {}", flood.offered);
+    let share = flood.arrivals.len() as f64 / allowed;
+    println!("{:.2}% of the packets that the limit allows arrived", 100.0 * share);
+    assert!(share > 0.9, "only {share:.3} of what the limit allows arrived");
+}
