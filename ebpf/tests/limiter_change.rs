@@ -229,7 +229,7 @@ fn exhaust(host: &mut Host, at: i128) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(cases(512))]
+    #![proptest_config(cases(1024))]
 
     #[test]
     fn no_window_across_a_change_exceeds_the_looser_curve(pair in limited_pair(), change in change()) {

@@ -98,7 +98,7 @@ fn send(
 }
 
 proptest! {
-    #![proptest_config(cases(512))]
+    #![proptest_config(cases(1024))]
 
     #[test]
     fn no_window_exceeds_the_curve(spec in limited_spec(), start in clock_start(), steps in steps(60)) {

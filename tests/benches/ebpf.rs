@@ -1,43 +1,198 @@
-//! `cargo xtask bench`: what the program costs a packet, and what it costs a flood.
+//! `cargo xtask bench`: what the program costs one packet, and what it costs a flood.
+//!
+//! These machines are noisy, so everything that is compared runs interleaved in one process, and what
+//! counts are the ratios. Written to target/bench/ebpf.json.
 
-fn main() -> anyhow::Result<()> {
-    ns()
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use qjump_ebpf::{Config, LevelLimit, limiter::Oversize};
+use qjump_tests::{
+    frames::{ethernet, ipv4},
+    link::{Link, NEAR, succeeded},
+    program::{Shim, SkBuff, classifier, lab, time},
+    sender,
+};
+use serde_json::{Value, json};
+
+fn main() -> Result<()> {
+    let (programs, ratios) = programs()?;
+    let (flood, more) = flood()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let result = json!({
+        "schema_version": 1,
+        "kernel": kernel.trim(),
+        "programs": programs,
+        "flood": flood,
+        "ratios": ratios.into_iter().chain(more).collect::<BTreeMap<_, _>>(),
+    });
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("ebpf.json"), format!("{result:#}\n"))?;
+    Ok(())
 }
-use limiter::Oversize;
-use qjump_ebpf::*;
-use qjump_tests::program::*;
-fn ns() -> anyhow::Result<()> {
-    let mut packet = vec![0u8; 64];
-    packet[12] = 8;
-    packet[14] = 0x45;
-    packet[17] = 50;
-    packet[22] = 64;
-    packet[23] = 17;
+
+type Ratios = Vec<(String, f64)>;
+
+/// Runs of one program in a row, and rounds of all programs.
+const REPEAT: u32 = 200_000;
+const ROUNDS: usize = 41;
+
+fn programs() -> Result<(Vec<Value>, Ratios)> {
     let mut config = Config::EMPTY;
-    config.limits[7] = LevelLimit::per_packet(1, 0, 256, Oversize::Drop).unwrap();
-    config.limits[6] = LevelLimit::per_packet(1 << 37, 0, 256, Oversize::Drop).unwrap();
+    // Level 7: the next packet finds its epoch over. Level 6: never.
+    config.limits[7] = LevelLimit::per_packet(1, 0, 256, Oversize::Drop)?;
+    config.limits[6] = LevelLimit::per_packet(1 << 37, 0, 256, Oversize::Drop)?;
     let mut shim = Shim::load(&config)?;
     let mut empty = lab("qj_empty")?;
     let mut clock = lab("qj_clock")?;
-    for _ in 0..5 {
-        let mut m = vec![];
-        for (name, prio) in [("empty", 0), ("clock", 0), ("be", 0), ("pass", 7), ("drop", 6)] {
-            let mut p = packet.clone();
-            p[15] = prio << 5;
-            let mut all: Vec<u64> = vec![];
-            for _ in 0..20 {
-                let prog = match name {
-                    "empty" => &*classifier(&mut empty, "qj_empty")?,
-                    "clock" => &*classifier(&mut clock, "qj_clock")?,
-                    _ => shim.program()?,
-                };
-                all.push(time(prog, &p, SkBuff::priority(prio as u32), 200_000)?.1);
-            }
-            all.sort();
-            m.push(format!("{name} {} {}", all[0], all[10]));
+    // 64 bytes with FCS, carrying the right mark already, as from the second packet of a test run on.
+    let packet = |class| ethernet(0x0800, &ipv4(class, 18));
+    let cases = [
+        ("empty", 0, packet(0)),
+        ("clock", 0, packet(0)),
+        ("best_effort", 0, packet(0)),
+        ("guaranteed_pass", 7, packet(0xe0)),
+        ("guaranteed_drop", 6, packet(0xc0)),
+    ];
+    let mut times: Vec<Vec<u64>> = vec![Vec::new(); cases.len()];
+    for _ in 0..ROUNDS {
+        for ((name, priority, packet), times) in cases.iter().zip(&mut times) {
+            let program = match *name {
+                "empty" => &*classifier(&mut empty, "qj_empty")?,
+                "clock" => &*classifier(&mut clock, "qj_clock")?,
+                _ => shim.program()?,
+            };
+            times.push(time(program, packet, SkBuff::priority(*priority), REPEAT)?.1);
         }
-        println!("{}", m.join(" | "));
     }
-    println!("{:?}", shim.counted()?);
-    Ok(())
+    println!("BPF_PROG_TEST_RUN, 64-byte frames, {ROUNDS} rounds of {REPEAT} packets:");
+    let mut medians = BTreeMap::new();
+    let mut rows = Vec::new();
+    for ((name, ..), times) in cases.iter().zip(&mut times) {
+        times.sort_unstable();
+        let (min, median) = (times[0], times[times.len() / 2]);
+        println!("  {name:16} min {min:4} ns, median {median:4} ns a packet");
+        medians.insert(*name, median as f64);
+        rows.push(json!({"name": name, "min_ns": min, "median_ns": median}));
+    }
+    let ratio = |a: &str, b: &str| (format!("{a}/{b}"), medians[a] / medians[b]);
+    let ratios = vec![ratio("guaranteed_pass", "clock"), ratio("best_effort", "empty")];
+    show(&ratios);
+    Ok((rows, ratios))
+}
+
+fn show(ratios: &Ratios) {
+    for (name, value) in ratios {
+        println!("  {name}: {value:.2}");
+    }
+}
+
+const FLOOD: Duration = Duration::from_millis(1000);
+const FLOOD_ROUNDS: usize = 9;
+
+fn flood() -> Result<(Vec<Value>, Ratios)> {
+    let link = Link::new()?;
+    // Nobody has this address: the far host drops what arrives at once and answers nothing.
+    const NOBODY: &str = "10.9.0.99";
+    link.near.ip(&format!("neigh replace {NOBODY} lladdr 02:00:00:00:09:02 dev {} nud permanent", link.device))?;
+    let mut pps: BTreeMap<(usize, &str), Vec<f64>> = BTreeMap::new();
+    for _ in 0..FLOOD_ROUNDS {
+        for senders in [1, 2] {
+            for name in ["none", "shim", "htb"] {
+                match name {
+                    "shim" => shim(&link)?,
+                    "htb" => htb(&link)?,
+                    _ => {}
+                }
+                pps.entry((senders, name)).or_default().push(one_flood(&link, NOBODY, senders)?);
+                match name {
+                    "shim" => drop(link.unload()?),
+                    "htb" => link.near.batch("tc", &format!("qdisc del dev {} root\n", link.device))?,
+                    _ => {}
+                }
+            }
+        }
+    }
+    println!("UDP flood of 64-byte frames at level 5, packets that arrived a second, median of {FLOOD_ROUNDS}:");
+    let mut medians = BTreeMap::new();
+    let mut rows = Vec::new();
+    for ((senders, name), values) in &mut pps {
+        values.sort_by(f64::total_cmp);
+        let median = values[values.len() / 2];
+        println!("  {senders} sender(s), {name:5} {:6.3} M", median / 1e6);
+        medians.insert((*senders, *name), median);
+        rows.push(json!({"name": name, "senders": senders, "pps": median.round()}));
+    }
+    let ratio = |senders, a: &'static str, b: &'static str| {
+        (format!("flood {a}/{b}, {senders} senders"), medians[&(senders, a)] / medians[&(senders, b)])
+    };
+    let ratios = vec![ratio(1, "shim", "none"), ratio(2, "shim", "none"), ratio(2, "shim", "htb")];
+    show(&ratios);
+    Ok((rows, ratios))
+}
+
+/// A plan under which level 5 is marked and limited, and the limit is far above the flood.
+fn shim(link: &Link) -> Result<()> {
+    let plan = ["--hosts", "2", "--link-rate", "400gbit", "--max-packet", "1514", "--epsilon", "0us", "--level", "5:2"];
+    let mut arguments = vec!["load", "--interface", &link.device];
+    arguments.extend(plan);
+    succeeded(&link.qjump(&arguments)?).map(drop)
+}
+
+/// Eight classes, one a level, none of them near its rate.
+fn htb(link: &Link) -> Result<()> {
+    let device = &link.device;
+    let mut lines = format!("qdisc add dev {device} root handle 1: htb default 5\n");
+    for class in 1..=8 {
+        lines +=
+            &format!("class add dev {device} parent 1: classid 1:{class} htb rate 100gbit quantum 1514 burst 1m\n");
+        lines += &format!("qdisc add dev {device} parent 1:{class} pfifo limit 1000\n");
+    }
+    link.near.batch("tc", &lines)
+}
+
+/// Packets a second that arrived at the far end.
+fn one_flood(link: &Link, address: &str, senders: usize) -> Result<f64> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for cpu in 0..senders {
+            let socket = sender::connected(&link.near, NEAR.0, address, 7000, 5)?;
+            let stop = &stop;
+            scope.spawn(move || {
+                let mut set = CpuSet::new();
+                if set.set(cpu).is_ok() {
+                    let _ = sched_setaffinity(Pid::from_raw(0), &set);
+                }
+                sender::flood(&socket, stop, || 18);
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let (start, before) = (Instant::now(), arrived(link)?);
+        std::thread::sleep(FLOOD);
+        let (elapsed, after) = (start.elapsed(), arrived(link)?);
+        stop.store(true, Relaxed);
+        Ok((after - before) as f64 / elapsed.as_secs_f64())
+    })
+}
+
+/// The far device's count of received packets.
+fn arrived(link: &Link) -> Result<u64> {
+    link.far.enter(|| {
+        // Of this thread, which is in the far namespace; /proc/net is the process's.
+        let text = fs::read_to_string("/proc/thread-self/net/dev")?;
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(&format!("{}:", link.far_device)));
+        let packets = line.and_then(|line| line.split_whitespace().nth(1)).context("no such device")?;
+        Ok(packets.parse()?)
+    })
 }

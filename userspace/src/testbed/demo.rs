@@ -155,7 +155,6 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<(
         }
     }
     iperf::check()?;
-    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
     let limited = network(Demand::Factor(1.0), options.epsilon).plan()?;
     let marked = network(Demand::Unlimited, options.epsilon).plan()?;
     let level = &limited.levels[0];
@@ -169,6 +168,7 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<(
         );
     }
 
+    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
     println!("Rack: {} hosts, one switch, {} links, in network namespaces of this machine.", RACK.hosts, RACK.rate);
     println!("{limited}\n");
     let rack = Rack::up(RACK)?;

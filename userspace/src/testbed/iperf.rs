@@ -2,6 +2,7 @@
 
 use std::{
     io::Read,
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::NetNs;
 
-/// A process of ours that ends with us.
+/// A process of ours that ends with us, even if we are killed.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -22,6 +23,15 @@ impl Drop for Process {
 }
 
 fn spawn(mut command: Command) -> Result<Process> {
+    let end_with_parent = || {
+        // SAFETY: the call has no memory arguments.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one system call and touches no memory.
+    unsafe { command.pre_exec(end_with_parent) };
     Ok(Process(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?))
 }
 

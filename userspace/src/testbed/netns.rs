@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
+use crate::dataplane::Pins;
+
 const NETNS_DIRECTORY: &str = "/run/netns";
 const PREFIX: &str = "qjump-";
 
@@ -127,14 +129,46 @@ pub(super) fn ip(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Removes the namespaces of processes that were killed before they could.
+/// Removes the namespaces and pins of processes that were killed before they could.
 pub fn remove_stale() {
-    let Ok(entries) = fs::read_dir(NETNS_DIRECTORY) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+    let is_dead = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
+    let names = fs::read_dir(NETNS_DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter_map(|name| name.into_string().ok()) {
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse().ok());
+        if pid.is_some_and(is_dead) {
             let _ = ip(&["netns", "delete", &name]);
         }
+    }
+    for interface in Pins::interfaces().unwrap_or_default() {
+        if rack_owner(&interface).is_some_and(is_dead) {
+            let _ = Pins::of(&interface).remove();
+        }
+    }
+}
+
+/// The name of a rack host's interface: unique on this machine, because pins go by interface names.
+pub(super) fn rack_interface(pid: u32, host: usize) -> String {
+    format!("qj{pid:x}h{}", host + 1)
+}
+
+/// The process whose rack an interface belongs to, by its name.
+fn rack_owner(interface: &str) -> Option<u32> {
+    let (pid, host) = interface.strip_prefix("qj")?.split_once('h')?;
+    host.parse::<u32>().ok()?;
+    u32::from_str_radix(pid, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_interfaces_of_racks_have_an_owner() {
+        assert_eq!(rack_owner(&rack_interface(0x0012_abcd, 4)), Some(0x0012_abcd));
+        for other in ["eth0", "qjh", "qj12", "qj12hx", "qjxyzh1", "enp3s0"] {
+            assert_eq!(rack_owner(other), None, "{other}");
+        }
+        // The kernel takes 15 characters; process ids go to 2^22.
+        assert!(rack_interface(1 << 22, 99).len() <= 15);
     }
 }

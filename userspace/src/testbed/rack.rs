@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use qjump_ebpf::Level;
 
-use super::netns::NetNs;
+use super::netns::{NetNs, rack_interface};
 use crate::{
     dataplane::{self, Hook, Loaded},
     plan::Plan,
@@ -66,9 +66,9 @@ impl Rack {
         Ok(rack)
     }
 
-    /// The name of a host's interface: unique on this machine, because pins go by interface names.
+    /// The name of a host's interface, unique on this machine.
     pub fn interface(&self, host: usize) -> String {
-        format!("qj{:x}h{}", std::process::id(), host + 1)
+        rack_interface(std::process::id(), host)
     }
 
     fn port(&self, host: usize) -> String {
