@@ -18,7 +18,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use packet::{Header, Kind, Packet};
-use qjump_ebpf::{Admission, Charge, Level, Reason, admit, frame};
+use qjump_ebpf::{
+    Admission, Charge, Level, Reason, admit,
+    frame::{VLAN_TAG, wire_bytes},
+};
 use shared::{Slot, limiter_word};
 
 /// What happens to a packet, and under which level and reason it is counted.
@@ -46,10 +49,11 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
             return TC_ACT_UNSPEC;
         };
         let header = packet.header();
-        // A demoted packet is counted with the tag that it then does not get: on the safe side.
+        let (l2_bytes, segments) = packet.size();
+        // A packet that is demoted is counted with the tag that it then does not get: on the safe side.
         let adds_tag = slot.tags_priority() && header.is_untagged_ip() && packet.names_limited_level();
-        let (l2_bytes, segments) = packet.size(adds_tag);
-        let wire_bytes = frame::wire_bytes(l2_bytes, segments);
+        let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
+        let wire_bytes = wire_bytes(l2_bytes + tag_bytes, segments);
         if let Some(verdict) = judge(&packet, &header, slot, l2_bytes, segments, wire_bytes) {
             shared::count(&verdict, segments, wire_bytes);
             return if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC };

@@ -80,9 +80,9 @@ impl<'a> Packet<'a> {
         matches!(Level::from_priority(self.priority()), Some(level) if level != Level::BEST_EFFORT)
     }
 
-    /// L2 bytes, the headers of every segment and the tag included, and the number of segments.
+    /// L2 bytes, the headers of every segment included, and the number of segments.
     #[inline(always)]
-    pub fn size(&self, adds_tag: bool) -> (u32, u32) {
+    pub fn size(&self) -> (u32, u32) {
         // SAFETY: as in `priority`.
         let (wire_len, gso_segs, gso_size, tagged) =
             unsafe { ((*self.skb).wire_len, (*self.skb).gso_segs, (*self.skb).gso_size, (*self.skb).vlan_present) };
@@ -94,9 +94,8 @@ impl<'a> Packet<'a> {
         } else {
             1
         };
-        // A tag in the packet's metadata is not in its length, but it is on the wire; so is the one
-        // that `mark` is about to add.
-        let tag = if tagged != 0 || adds_tag { VLAN_TAG as u32 } else { 0 };
+        // A tag in the packet's metadata is not in its length, but it is on the wire.
+        let tag = if tagged != 0 { VLAN_TAG as u32 } else { 0 };
         (wire_len + tag * segments, segments)
     }
 

@@ -132,8 +132,8 @@ pub fn expected(frame: &[u8], skb: SkBuff, rules: &[Rule; 8], pcp: bool) -> Expe
     let kind = kind(frame);
     let has_tag = matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
     let adds_tag = pcp && !has_tag && (1..8).contains(&skb.priority) && matches!(kind, Kind::V4(_) | Kind::V6(_));
-    let l2 = l2 + if adds_tag { 4 * segments } else { 0 };
-    let padded = if segments > 1 { l2 + 17 } else { l2 };
+    let on_wire = l2 + if adds_tag { 4 * segments } else { 0 };
+    let padded = if segments > 1 { on_wire + 17 } else { on_wire };
     let wire = padded.max(60 * segments) + 24 * segments;
 
     let asked = skb.priority as usize;

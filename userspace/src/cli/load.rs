@@ -34,7 +34,7 @@ pub struct UnloadCommand {
 
 impl LoadCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let (plan, host) = self.network.plan()?;
+        let (plan, host) = self.network.plan(self.pcp)?;
         let interfaces = if self.interface.is_empty() { &host.interfaces } else { &self.interface };
         if interfaces.is_empty() {
             return Err(Failure::Usage(
@@ -42,7 +42,7 @@ impl LoadCommand {
                     .into(),
             ));
         }
-        let request = Request { interfaces, plan: &plan, pcp: self.pcp || host.pcp, hook: self.hook };
+        let request = Request { interfaces, plan: &plan, pcp: host.pcp, hook: self.hook };
         let loaded = dataplane::load(&request)?;
         print(&plan)?;
         for one in loaded {

@@ -16,6 +16,9 @@ use crate::{
 pub struct PlanCommand {
     #[command(flatten)]
     network: NetworkArgs,
+    /// Count the 802.1Q tag that `load --pcp` gives to frames
+    #[arg(long)]
+    pcp: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -58,9 +61,9 @@ pub struct NetworkArgs {
 }
 
 impl NetworkArgs {
-    /// The plan, and what the file says of this host.
-    pub(super) fn plan(&self) -> Result<(Plan, Host), Failure> {
-        let (network, host) = match &self.config {
+    /// The plan, and what the file says of this host. With `pcp`, frames have a tag that the plan counts.
+    pub(super) fn plan(&self, pcp: bool) -> Result<(Plan, Host), Failure> {
+        let (mut network, mut host) = match &self.config {
             Some(path) => {
                 let file = File::read(path).map_err(|error| Failure::Usage(error.to_string()))?;
                 let network = file.network().map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
@@ -68,6 +71,10 @@ impl NetworkArgs {
             }
             None => (self.network()?, Host::default()),
         };
+        host.pcp |= pcp;
+        if host.pcp && network.wire_overhead > 0 {
+            network.wire_overhead += qjump_ebpf::frame::VLAN_TAG as u32;
+        }
         let plan = network.plan().map_err(|error| Failure::Usage(error.to_string()))?;
         Ok((plan, host))
     }
@@ -93,7 +100,7 @@ impl NetworkArgs {
 
 impl PlanCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let (plan, _) = self.network.plan()?;
+        let (plan, _) = self.network.plan(self.pcp)?;
         if self.json { print(format!("{:#}", plan.to_json())) } else { print(plan) }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use clap::Args;
-use qjump_ebpf::{Config, Level, Reason, layout::Count};
+use qjump_ebpf::{Charge, Config, Level, Reason, layout::Count};
 use serde_json::{Value, json};
 
 use super::{Failure, print};
@@ -117,6 +117,8 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
         "bound_ns": bound_in_force(config, level.level),
         "passed_packets": level.passed().packets,
         "passed_bytes": level.passed().bytes,
+        "demoted_packets": level.demoted().packets,
+        "demoted_bytes": level.demoted().bytes,
         "dropped_packets": level.dropped().packets,
         "dropped_bytes": level.dropped().bytes,
         "last_activity_ns_ago": level.idle_ns,
@@ -153,21 +155,23 @@ impl std::fmt::Display for Text<'_> {
             show_ns(plan.epsilon_ns as f64),
             plan.generation
         )?;
-        let mut header = vec!["level", "factor", "rate", "bound", "passed", "bytes", "dropped", "last packet"];
+        let mut header =
+            vec!["level", "factor", "rate", "bound", "passed", "bytes", "demoted", "dropped", "last packet"];
         if !before.is_empty() {
-            header.push("now");
+            header.push("rate now");
         }
-        header.push("beside \"passed\"");
+        header.push("why not passed");
         let mut table = Table::new(header);
         for level in &status.levels {
             let passed = level.passed();
             let mut row = vec![
                 level.level.to_string(),
                 factor(&status.config, level.level).map_or("-".to_owned(), |factor| factor.to_string()),
-                rate(&status.config, level.level).map_or("unlimited".to_owned(), show_rate),
+                limit(&status.config, level.level),
                 bound_in_force(&status.config, level.level).map_or("-".to_owned(), show_ns),
                 passed.packets.to_string(),
                 passed.bytes.to_string(),
+                level.demoted().packets.to_string(),
                 level.dropped().packets.to_string(),
                 last_packet(level),
             ];
@@ -180,6 +184,14 @@ impl std::fmt::Display for Text<'_> {
             table.row(row);
         }
         write!(f, "{table}")
+    }
+}
+
+fn limit(config: &Config, level: Level) -> String {
+    match config.limits[level.index()].charge() {
+        Charge::NotConfigured if level != Level::BEST_EFFORT => "not planned".to_owned(),
+        Charge::NotConfigured | Charge::Unlimited => "unlimited".to_owned(),
+        Charge::Packet | Charge::Byte => rate(config, level).map_or("?".to_owned(), show_rate),
     }
 }
 

@@ -61,9 +61,14 @@ impl LevelStatus {
         })
     }
 
-    /// Packets that left, at the level or below.
+    /// Packets that left at this level.
     pub fn passed(&self) -> Count {
-        self.sum(|reason| !reason.is_drop())
+        self.sum(|reason| !reason.is_drop() && !reason.is_demotion())
+    }
+
+    /// Packets that asked for this level and left at level 0.
+    pub fn demoted(&self) -> Count {
+        self.sum(Reason::is_demotion)
     }
 
     /// Packets that were dropped.
