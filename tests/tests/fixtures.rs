@@ -268,3 +268,13 @@ fn the_tag_in_the_frame_gets_the_level_when_asked() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_packet_of_the_largest_size_still_fits_when_it_gets_a_tag() -> Result<()> {
+    let mut shim = Shim::load(&Config { flags: FLAG_PRIORITY_TAG, ..config()? })?;
+    for (payload, counted) in [(214, (7, Reason::Passed, 1, 284)), (215, (7, Reason::OversizeDemoted, 1, 285))] {
+        shim.run(&ethernet(0x0800, &ipv4(0, payload)), SkBuff::priority(7))?;
+        assert!(shim.counted()?.contains(&counted), "{:?}", shim.counted()?);
+    }
+    Ok(())
+}
