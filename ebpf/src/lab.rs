@@ -4,7 +4,7 @@
 #![expect(missing_docs, reason = "the classifier macro makes an undocumented item")]
 
 use aya_ebpf::{
-    bindings::TC_ACT_UNSPEC,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_ktime_get_ns,
     macros::{classifier, map},
     maps::RingBuf,
@@ -27,6 +27,12 @@ pub fn qj_clock(_ctx: TcContext) -> i32 {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if now == 0 { 0 } else { TC_ACT_UNSPEC }
+}
+
+/// Drops everything: the cheapest far end there is.
+#[classifier]
+pub fn qj_drop(_ctx: TcContext) -> i32 {
+    TC_ACT_SHOT
 }
 
 /// One arrival: what the payload says, and what the receiving side sees.

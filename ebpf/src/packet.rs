@@ -38,15 +38,16 @@ pub struct Header {
     pub kind: Kind,
     /// Offset of the IP header.
     at: usize,
-    /// Its first two bytes.
-    first_two: [u8; 2],
-    /// The IPv4 header checksum.
-    checksum: u16,
+    /// Its first bytes: of an IPv4 header, those to the end of the checksum.
+    start: [u8; START],
 }
+
+/// Bytes of an IP header that marking reads or writes.
+const START: usize = 12;
 
 impl Header {
     const fn without_ip(kind: Kind) -> Self {
-        Self { kind, at: 0, first_two: [0; 2], checksum: 0 }
+        Self { kind, at: 0, start: [0; START] }
     }
 
     /// Whether it is IP straight behind the Ethernet header.
@@ -157,15 +158,14 @@ impl<'a> Packet<'a> {
                 if header[0] >> 4 != 4 || header[0] & 0xf < 5 {
                     return Some(Header::without_ip(Kind::Malformed));
                 }
-                let checksum = u16::from_be_bytes([header[10], header[11]]);
-                Some(Header { kind: Kind::Ipv4, at, first_two: [header[0], header[1]], checksum })
+                Some(Header { kind: Kind::Ipv4, at, start: first(header) })
             }
             ETHERTYPE_IPV6 => {
                 let header = self.bytes::<IPV6>(at)?;
                 if header[0] >> 4 != 6 {
                     return Some(Header::without_ip(Kind::Malformed));
                 }
-                Some(Header { kind: Kind::Ipv6, at, first_two: [header[0], header[1]], checksum: 0 })
+                Some(Header { kind: Kind::Ipv6, at, start: first(header) })
             }
             _ => Some(Header::without_ip(Kind::NonIp)),
         }
@@ -178,19 +178,25 @@ impl<'a> Packet<'a> {
         let at = header.at;
         match header.kind {
             Kind::Ipv4 => {
-                let [first, class] = header.first_two;
+                let mut start = header.start;
+                let class = start[1];
                 let marked = level.traffic_class(class);
                 if marked != class {
-                    let (old, new) = (u16::from_be_bytes([first, class]), u16::from_be_bytes([first, marked]));
-                    let checksum = checksum_after(header.checksum, old, new);
-                    self.store(at + 1, &[marked])?;
-                    self.store(at + 10, &checksum.to_be_bytes())?;
+                    let old = u16::from_be_bytes([start[0], class]);
+                    let new = u16::from_be_bytes([start[0], marked]);
+                    let checksum = checksum_after(u16::from_be_bytes([start[10], start[11]]), old, new);
+                    start[1] = marked;
+                    [start[10], start[11]] = checksum.to_be_bytes();
+                    // One store for both. The header still adds up to what it did, so a checksum over the
+                    // whole packet, where the kernel has one, stays right.
+                    self.store(at, &start, 0)?;
                 }
             }
             Kind::Ipv6 => {
-                let marked = ipv6_marked(header.first_two, level);
-                if marked != header.first_two {
-                    self.store(at, &marked)?;
+                let first_two = [header.start[0], header.start[1]];
+                let marked = ipv6_marked(first_two, level);
+                if marked != first_two {
+                    self.store(at, &marked, u64::from(BPF_F_RECOMPUTE_CSUM))?;
                 }
             }
             Kind::NonIp | Kind::Malformed => {}
@@ -222,7 +228,7 @@ impl<'a> Packet<'a> {
                     return Ok(());
                 };
                 let marked = (tci[0] & 0x1f) | (level.number() << 5);
-                if marked == tci[0] { Ok(()) } else { self.store(ETHERNET, &[marked]) }
+                if marked == tci[0] { Ok(()) } else { self.store(ETHERNET, &[marked], u64::from(BPF_F_RECOMPUTE_CSUM)) }
             }
             _ if level == Level::BEST_EFFORT => Ok(()),
             // SAFETY: the helper puts the tag into the packet's metadata; the device or the kernel writes it.
@@ -234,12 +240,17 @@ impl<'a> Packet<'a> {
     /// kernel copy every cloned packet's headers before it runs (`bpf_unclone_prologue`,
     /// net/core/filter.c), and TCP sends clones.
     #[inline(always)]
-    fn store<const N: usize>(&self, at: usize, bytes: &[u8; N]) -> Result<(), ()> {
+    fn store<const N: usize>(&self, at: usize, bytes: &[u8; N], flags: u64) -> Result<(), ()> {
         // SAFETY: `bytes` is N bytes long; the helper checks the offset against the packet.
-        ok(unsafe {
-            bpf_skb_store_bytes(self.skb, at as u32, bytes.as_ptr().cast(), N as u32, u64::from(BPF_F_RECOMPUTE_CSUM))
-        })
+        ok(unsafe { bpf_skb_store_bytes(self.skb, at as u32, bytes.as_ptr().cast(), N as u32, flags) })
     }
+}
+
+#[inline(always)]
+fn first<const N: usize>(header: [u8; N]) -> [u8; START] {
+    let mut start = [0; START];
+    start.copy_from_slice(&header[..START]);
+    start
 }
 
 #[inline(always)]

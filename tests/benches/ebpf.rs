@@ -12,14 +12,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    programs::{LinkOrder, TcAttachType, tc::TcAttachOptions},
+};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use qjump_ebpf::{Config, LevelLimit, limiter::Oversize};
+use qjump_ebpf::{Config, Level, LevelLimit, limiter::Oversize};
 use qjump_tests::{
     frames::{ethernet, ipv4},
-    link::{Link, NEAR, succeeded},
+    link::{FAR, Link, NEAR, succeeded},
     program::{Shim, SkBuff, classifier, lab, time},
     sender,
 };
@@ -103,9 +107,7 @@ const FLOOD_ROUNDS: usize = 9;
 
 fn flood() -> Result<(Vec<Value>, Ratios)> {
     let link = Link::new()?;
-    // Nobody has this address: the far host drops what arrives at once and answers nothing.
-    const NOBODY: &str = "10.9.0.99";
-    link.near.ip(&format!("neigh replace {NOBODY} lladdr 02:00:00:00:09:02 dev {} nud permanent", link.device))?;
+    let _far_end = drop_on_arrival(&link)?;
     let mut pps: BTreeMap<(usize, &str), Vec<f64>> = BTreeMap::new();
     for _ in 0..FLOOD_ROUNDS {
         for senders in [1, 2] {
@@ -115,7 +117,7 @@ fn flood() -> Result<(Vec<Value>, Ratios)> {
                     "htb" => htb(&link)?,
                     _ => {}
                 }
-                pps.entry((senders, name)).or_default().push(one_flood(&link, NOBODY, senders)?);
+                pps.entry((senders, name)).or_default().push(one_flood(&link, senders, name == "htb")?);
                 match name {
                     "shim" => drop(link.unload()?),
                     "htb" => link.near.batch("tc", &format!("qdisc del dev {} root\n", link.device))?,
@@ -150,24 +152,48 @@ fn shim(link: &Link) -> Result<()> {
     succeeded(&link.qjump(&arguments)?).map(drop)
 }
 
-/// Eight classes, one a level, none of them near its rate.
+/// What one would set up without qjump: eight classes below one, a level each, chosen by DSCP, and none of
+/// them near its rate.
 fn htb(link: &Link) -> Result<()> {
     let device = &link.device;
-    let mut lines = format!("qdisc add dev {device} root handle 1: htb default 5\n");
-    for class in 1..=8 {
-        lines +=
-            &format!("class add dev {device} parent 1: classid 1:{class} htb rate 100gbit quantum 1514 burst 1m\n");
-        lines += &format!("qdisc add dev {device} parent 1:{class} pfifo limit 1000\n");
+    let mut lines = format!(
+        "qdisc add dev {device} root handle 1: htb default 10\n\
+         class add dev {device} parent 1: classid 1:1 htb rate 100gbit burst 1m\n"
+    );
+    for level in Level::strictest_first() {
+        let (class, prio, tos) = (format!("1:1{level}"), 7 - level.number(), level.traffic_class(0));
+        lines += &format!(
+            "class add dev {device} parent 1:1 classid {class} htb rate 10gbit ceil 100gbit prio {prio} burst 1m quantum 1514\n\
+             qdisc add dev {device} parent {class} pfifo limit 1000\n\
+             filter add dev {device} parent 1: protocol ip prio 1 u32 match ip tos {tos:#04x} 0xe0 flowid {class}\n"
+        );
     }
     link.near.batch("tc", &lines)
 }
 
+/// What arrives is dropped before the far host's network stack sees it, so that the far end costs little.
+fn drop_on_arrival(link: &Link) -> Result<Ebpf> {
+    let mut lab = lab("qj_drop")?;
+    link.far.enter(|| {
+        classifier(&mut lab, "qj_drop")?.attach_with_options(
+            &link.far_device,
+            TcAttachType::Ingress,
+            TcAttachOptions::TcxOrder(LinkOrder::first()),
+        )?;
+        Ok(())
+    })?;
+    Ok(lab)
+}
+
 /// Packets a second that arrived at the far end.
-fn one_flood(link: &Link, address: &str, senders: usize) -> Result<f64> {
+fn one_flood(link: &Link, senders: usize, marks: bool) -> Result<f64> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for cpu in 0..senders {
-            let socket = sender::connected(&link.near, NEAR.0, address, 7000, 5)?;
+            let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 5)?;
+            if marks {
+                sender::set_tos(&socket, 0xa0)?;
+            }
             let stop = &stop;
             scope.spawn(move || {
                 let mut set = CpuSet::new();

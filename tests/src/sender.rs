@@ -22,6 +22,16 @@ pub fn connected(netns: &NetNs, from: &str, to: &str, port: u16, priority: u32) 
     Ok(socket)
 }
 
+/// Sets a socket's TOS, and with it, as a side effect in the kernel, its SO_PRIORITY.
+pub fn set_tos(socket: &UdpSocket, tos: u8) -> Result<()> {
+    let tos = libc::c_int::from(tos);
+    // SAFETY: the option's value is an int that outlives the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_TOS, (&raw const tos).cast(), 4) };
+    ensure!(result == 0, "IP_TOS {tos:#x}: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
 /// Sends as fast as it can until `stop`; the first 8 bytes of each payload are the time just before its
 /// system call. `size` gives each packet's payload. Returns how many it sent.
 pub fn flood(socket: &UdpSocket, stop: &AtomicBool, mut size: impl FnMut() -> usize) -> u64 {

@@ -125,13 +125,7 @@ fn foreign_codepoints_do_not_leave() -> Result<()> {
     let witness = std::cell::RefCell::new(Witness::new(&link.far, &link.far_device)?);
     let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 0)?;
     // EF with ECT(0): IP_TOS also sets the socket's priority, to something that is no planned level.
-    let tos: libc::c_int = 0xba;
-    // SAFETY: the option's value outlives the call.
-    let set = unsafe {
-        use std::os::fd::AsRawFd;
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_TOS, (&raw const tos).cast(), 4)
-    };
-    ensure!(set == 0);
+    sender::set_tos(&socket, 0xba)?;
     socket.send(&[0; 100])?;
     std::thread::sleep(Duration::from_millis(100));
     let classes: Vec<u32> = witness.borrow_mut().collect().iter().map(|arrival| arrival.tos).collect();

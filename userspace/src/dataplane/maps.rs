@@ -14,7 +14,7 @@ use aya::{
 use qjump_ebpf::{
     Config, Counters, LEVELS, Level, State,
     layout::{Count, LevelCounters, VERSION},
-    limiter::carry_over,
+    limiter::{LevelState, backlog_ns, carry_over},
     names,
 };
 
@@ -110,8 +110,7 @@ impl Maps {
     /// [`super::pins::Lock`] may call it. See [`qjump_ebpf::limiter`] for why each step is there.
     pub fn put_in_force(&mut self, config: &Config) -> io::Result<()> {
         // A loader that was killed half-way may have left words of the slot that is about to be written.
-        self.carry_all_over();
-        grace_period();
+        self.settle();
 
         let old = self.in_force();
         let mut new = stamped(config, old.plan.generation + 1);
@@ -121,14 +120,24 @@ impl Maps {
         let idle = 1 - self.state.active();
         self.config.set(idle as u32, new, 0).map_err(io::Error::other)?;
         self.state.activate(idle);
-        let activated = Instant::now();
+        self.settle();
+        Ok(())
+    }
+
+    /// Ends a change: no word and no packet on its way belongs to the other slot afterwards, and what
+    /// exceeded the new bursts has drained, so that the next change can count it exactly.
+    fn settle(&self) {
         self.carry_all_over();
         grace_period();
-
-        // What exceeds the new bursts drains before the next change may come.
-        let drain = old.limits.iter().map(|limit| Duration::from_nanos(limit.burst_ns())).max().unwrap_or_default();
-        std::thread::sleep(drain.min(LONGEST_DRAIN).saturating_sub(activated.elapsed()));
-        Ok(())
+        let config = self.in_force();
+        let deadline = Instant::now() + LONGEST_DRAIN;
+        let exceeds = |level: Level| {
+            let limit = &config.limits[level.index()];
+            limit.burst_ns() > 0 && backlog_ns(self.state.level(level).load(), monotonic_ns()) > limit.burst_ns()
+        };
+        while Level::strictest_first().any(exceeds) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn carry_all_over(&self) {
