@@ -144,9 +144,7 @@ mod tests {
         let even: Vec<_> = (0..100).map(|n| arrival(n * 1000, n * 1000)).collect();
         assert!((burst_seen(&even, 672e6, 0, |a| a.sent_ns) - 84.0).abs() < 1e-6);
         let mut burst = even;
-        for n in 50..53 {
-            burst[n] = arrival(50_000, 50_000);
-        }
+        burst[50..53].fill(arrival(50_000, 50_000));
         assert!((burst_seen(&burst, 672e6, 0, |a| a.sent_ns) - 3.0 * 84.0).abs() < 1e-6);
         // Over at least ten microseconds, the burst has its neighbours' gaps on one side.
         assert!((burst_seen(&burst, 672e6, 10_000, |a| a.sent_ns) - 3.0 * 84.0).abs() < 1e-6);

@@ -105,9 +105,7 @@ pub fn interface(name: &str) -> io::Result<Option<Interface>> {
 }
 
 fn tc_header(ifindex: u32, parent: TcHandle) -> TcMessage {
-    let mut header = TcHeader::default();
-    header.index = ifindex as i32;
-    header.parent = parent;
+    let header = TcHeader { index: ifindex as i32, parent, ..TcHeader::default() };
     TcMessage::from_parts(header, Vec::new())
 }
 

@@ -10,7 +10,7 @@ use std::{
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
-    sys::statfs::statfs,
+    sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use qjump_ebpf::names;
 
@@ -18,8 +18,6 @@ use super::Error;
 
 /// Where the BPF file system is.
 pub const BPFFS: &str = "/sys/fs/bpf";
-
-const BPFFS_MAGIC: i64 = 0xcafe_4a11;
 
 /// How long to wait for another qjump, s.
 const LOCK_TIMEOUT_S: u64 = 10;
@@ -104,7 +102,7 @@ fn unescape(name: &str) -> String {
 pub fn ensure_bpffs() -> Result<bool, Error> {
     let failed = |source: io::Error| Error::Mount { path: BPFFS, source };
     let kind = statfs(BPFFS).map_err(|errno| failed(errno.into()))?.filesystem_type();
-    if i64::from(kind.0) & 0xffff_ffff == BPFFS_MAGIC {
+    if kind == BPF_FS_MAGIC {
         return Ok(false);
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|errno| failed(errno.into()))?;
