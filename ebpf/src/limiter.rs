@@ -33,7 +33,7 @@
 /// product of [`Carry`] below 2^64.
 pub const MAX_BURST_NS: u64 = 1 << 38;
 
-/// Fraction bits of [`LevelLimit::ns_per_byte`].
+/// Fraction bits of the price of a byte.
 pub const COST_SHIFT: u32 = 20;
 
 /// Largest number of wire bytes that a single packet is charged for: 2^20 - 1. GSO packets are at

@@ -144,7 +144,7 @@ fn mistakes_are_said_before_anything_is_built() -> Result<()> {
     let before = clean()?;
     for (arguments, part) in [
         (["--case", "lonely"], "the cases are alone, contended, qjump"),
-        (["--epsilon", "2ms"], "lower --epsilon"),
+        (["--epsilon", "9ms"], "lower --epsilon"),
         (["--case", "alone"], "cannot create /proc/nowhere"),
     ] {
         let output = demo(&PathBuf::from("/proc/nowhere"), 100).args(arguments).output()?;

@@ -26,7 +26,7 @@ pub struct TestbedCommand {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A probe beside iperf3 on a rack, with and without the limiter; takes about two and a half minutes
+    /// A probe beside iperf3 on a rack, with and without the limiter; takes about two minutes
     Demo(Demo),
 }
 
@@ -35,12 +35,12 @@ struct Demo {
     /// Folder for summary.json and latency.svg
     #[arg(long, value_name = "DIR", default_value = "qjump-demo")]
     output: PathBuf,
-    /// Probes in each case, 1.3 ms apart
+    /// Probes in each case, a millisecond apart
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     probes: u64,
-    /// Fixed delays that the plan counts with: a lower-level frame on the wire (123us at 100mbit), and what
-    /// this machine's CPUs need to be a switch
-    #[arg(long, value_name = "TIME", default_value = "500us")]
+    /// Fixed delays that the plan counts with: a lower-level frame on the wire (123us at 100mbit), and the
+    /// time for which this machine's CPUs may be away, for they are the switch. Lower it on a quiet machine
+    #[arg(long, value_name = "TIME", default_value = "2500us")]
     epsilon: Nanos,
     /// Run this case alone; repeatable
     #[arg(long, value_name = "NAME")]

@@ -107,7 +107,7 @@ impl Maps {
     }
 
     /// Puts `config` in force for all levels at one instant, under traffic. Only the holder of the
-    /// [`super::pins::Lock`] may call it. See [`qjump_ebpf::limiter`] for why each step is there.
+    /// host's lock may call it. See [`qjump_ebpf::limiter`] for why each step is there.
     pub fn put_in_force(&mut self, config: &Config) -> io::Result<()> {
         // A loader that was killed half-way may have left words of the slot that is about to be written.
         self.settle();

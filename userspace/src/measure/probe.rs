@@ -15,7 +15,7 @@ use crate::dataplane::sys::monotonic_ns;
 pub struct Probe {
     /// How many.
     pub count: u64,
-    /// Time between two intended sends, ns.
+    /// Time between two intended sends, ns. With several senders each sends every so many intervals.
     pub interval_ns: u64,
     /// Bytes of UDP payload, at least 16.
     pub payload: usize,
@@ -84,16 +84,16 @@ const SPIN_NS: u64 = 40_000;
 const LINGER: Duration = Duration::from_millis(1500);
 
 impl Probe {
-    /// Sends from `sender`, which is connected to `receiver`'s address; `receiver` gets probes alone.
+    /// Sends from `senders` in turn, which are connected to `receiver`'s address; `receiver` gets probes alone.
     ///
     /// # Errors
     /// If a socket fails.
-    pub fn run(&self, sender: &UdpSocket, receiver: &UdpSocket, progress: &Progress) -> io::Result<Report> {
+    pub fn run(&self, senders: &[UdpSocket], receiver: &UdpSocket, progress: &Progress) -> io::Result<Report> {
         receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let receiving = scope.spawn(|| self.receive(receiver, progress, &done));
-            let sending = scope.spawn(|| self.send(sender, progress));
+            let sending = scope.spawn(|| self.send(senders, progress));
             let sent = sending.join().expect("the sender does not panic");
             done.store(true, Relaxed);
             let latencies = receiving.join().expect("the receiver does not panic")?;
@@ -102,13 +102,13 @@ impl Probe {
         })
     }
 
-    fn send(&self, socket: &UdpSocket, progress: &Progress) -> io::Result<(Latencies, u64, Priority)> {
+    fn send(&self, senders: &[UdpSocket], progress: &Progress) -> io::Result<(Latencies, u64, Priority)> {
         let priority = pin_and_prioritise(self.cpu);
         let mut lateness = Latencies::new(None);
         let mut refused = 0;
         let mut payload = vec![0; self.payload.max(16)];
         let start = monotonic_ns() + 10_000_000;
-        for number in 0..self.count {
+        for (number, socket) in (0..self.count).zip(senders.iter().cycle()) {
             if progress.stop.load(Relaxed) {
                 break;
             }

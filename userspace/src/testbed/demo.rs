@@ -34,15 +34,17 @@ pub struct Options {
 }
 
 /// Who does what on the rack.
-const PROBE_SENDER: usize = 0;
-const RECEIVER: usize = 1;
-const BULK_SENDERS: [usize; 2] = [2, 3];
-const ROGUE: usize = 4;
+const RECEIVER: usize = 0;
+const PROBE_SENDERS: [usize; 4] = [1, 2, 3, 4];
+const BULK_SENDERS: [usize; 2] = [5, 6];
+const ROGUE: usize = 7;
 
-const RACK: RackSpec = RackSpec { hosts: 5, rate: Rate::from_bps(100_000_000), buffer: 256 * 1024 };
+const RACK: RackSpec = RackSpec { hosts: 8, rate: Rate::from_bps(100_000_000), buffer: 256 * 1024 };
 /// Largest packet of level 7, L2 bytes.
 const MAX_PACKET: u32 = 512;
-const PROBE_INTERVAL_NS: u64 = 1_300_000;
+/// Between two probes from any host: each host sends one in four intervals.
+const PROBE_INTERVAL_NS: u64 = 1_000_000;
+const HOST_INTERVAL_NS: u64 = PROBE_INTERVAL_NS * PROBE_SENDERS.len() as u64;
 /// 64 bytes with its FCS: the smallest frame there is.
 const PROBE_PAYLOAD: usize = 18;
 /// How early a probe may come. The sender's own timer is not exact, and a probe that comes early for its
@@ -160,16 +162,23 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<(
     let level = &limited.levels[0];
     let epoch_ns = level.epoch_ns.context("a level of factor 1 has an epoch")?;
     let bound_ns = level.bound_ns.context("a level of factor 1 has a bound")? as u64;
-    if epoch_ns > PROBE_INTERVAL_NS as f64 {
+    if epoch_ns > HOST_INTERVAL_NS as f64 {
         bail!(
-            "with this epsilon the epoch is {}, longer than the {} between two probes; lower --epsilon",
+            "with this epsilon the epoch is {}, longer than the {} between two probes of a host; lower --epsilon",
             show_ns(epoch_ns),
-            show_ns(PROBE_INTERVAL_NS as f64)
+            show_ns(HOST_INTERVAL_NS as f64)
         );
     }
 
     fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
-    println!("Rack: {} hosts, one switch, {} links, in network namespaces of this machine.", RACK.hosts, RACK.rate);
+    println!(
+        "Rack: {} hosts and a switch with {} ports, in network namespaces of this machine: {} send probes to one, {} \
+         send bulk to it, and one may turn rogue.",
+        RACK.hosts,
+        RACK.rate,
+        PROBE_SENDERS.len(),
+        BULK_SENDERS.len()
+    );
     println!("{limited}\n");
     let rack = Rack::up(RACK)?;
     let mut outcomes = Vec::new();
@@ -229,8 +238,12 @@ fn run_case(
     };
     let duration = Duration::from_nanos(probe.count * probe.interval_ns);
     let receiver = socket(rack, RECEIVER, PROBE_PORT, 0)?;
-    let sender = socket(rack, PROBE_SENDER, 0, 7)?;
-    sender.connect((rack.address(RECEIVER), PROBE_PORT))?;
+    let mut senders = Vec::new();
+    for host in PROBE_SENDERS {
+        let sender = socket(rack, host, 0, 7)?;
+        sender.connect((rack.address(RECEIVER), PROBE_PORT))?;
+        senders.push(sender);
+    }
 
     // Servers and clients are ended when they go out of scope, whatever happens.
     let mut servers = Vec::new();
@@ -259,7 +272,7 @@ fn run_case(
             let stop = &rogue_stop;
             scope.spawn(move || flood(&socket, payload, RACK.rate.bps() * 5 / 4, stop));
         }
-        let probing = scope.spawn(|| probe.run(&sender, &receiver, &progress));
+        let probing = scope.spawn(|| probe.run(&senders, &receiver, &progress));
         show_progress(case, &probe, &progress, || probing.is_finished(), cancelled);
         let report = probing.join().expect("the probe does not panic");
         rogue_stop.store(true, Relaxed);
@@ -411,7 +424,7 @@ fn summary_json(outcomes: &[Outcome], plan: &Plan, bound_ns: u64) -> Value {
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         "rack": {"hosts": RACK.hosts, "link_rate_bps": RACK.rate.bps(), "buffer_bytes": RACK.buffer},
-        "probe": {"interval_ns": PROBE_INTERVAL_NS, "payload_bytes": PROBE_PAYLOAD},
+        "probe": {"senders": PROBE_SENDERS.len(), "interval_ns": PROBE_INTERVAL_NS, "payload_bytes": PROBE_PAYLOAD},
         "plan": plan.to_json(),
         "bound_ns": bound_ns,
         "cases": cases,
