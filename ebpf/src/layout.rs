@@ -44,6 +44,8 @@ pub struct PlanRecord {
     pub generation: u64,
     /// Time of the change, ns since the Unix epoch.
     pub loaded_at_ns: u64,
+    /// Inode of the network namespace of the interface: names and indices mean nothing without it.
+    pub netns: u64,
     /// 1 if the load created the interface's clsact qdisc, so that unload may remove it.
     pub created_clsact: u32,
     /// Where the program is attached: [`HOOK_TCX`] or [`HOOK_CLSACT`].
@@ -119,7 +121,7 @@ pub struct Count {
 
 // What the pins of this VERSION look like. If one of these fails, raise VERSION.
 const _: () = assert!(size_of::<LevelLimit>() == 96);
-const _: () = assert!(size_of::<Config>() == 8 + 96 * 8 + 48 + 32 * 8);
+const _: () = assert!(size_of::<Config>() == 8 + 96 * 8 + 56 + 32 * 8);
 const _: () = assert!(size_of::<State>() == 64 * 9);
 const _: () = assert!(size_of::<Counters>() == 8 * (REASONS * 16 + 8));
 
@@ -135,6 +137,7 @@ impl Config {
             epsilon_ns: 0,
             generation: 0,
             loaded_at_ns: 0,
+            netns: 0,
             created_clsact: 0,
             hook: HOOK_TCX,
             levels: [LevelRecord { factor: 0.0, epoch_ns: 0.0, rate_bps: 0.0, bound_ns: -1.0 }; LEVELS],

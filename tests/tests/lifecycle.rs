@@ -197,7 +197,7 @@ fn an_interface_that_vanishes_is_reported_and_replaced() -> Result<()> {
     let link = Link::new()?;
     link.load(&[])?;
     link.near.ip(&format!("link delete {}", link.device))?;
-    let output = link.qjump(&["status"])?;
+    let output = link.qjump(&["status", "--interface", &link.device])?;
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8(output.stdout)?;
     assert!(text.contains("NOT ENFORCED") && text.contains("no interface"), "{text}");
@@ -254,7 +254,7 @@ fn corrupt_pins_are_refused_with_the_remedy_and_unload_clears_them() -> Result<(
     for spoil in spoil {
         link.load(&[])?;
         spoil()?;
-        for output in [load()?, link.qjump(&["status", "--interface", &link.device])?] {
+        for output in [load()?, link.qjump(&["status", "--interface", &link.device])?, link.qjump(&["status"])?] {
             let (status, error) = failed(&output);
             assert_eq!(status, 1, "{error}");
             assert!(error.contains("/sys/fs/bpf/qjump/") && error.contains("qjump unload"), "{error}");
@@ -289,6 +289,52 @@ fn a_load_of_several_interfaces_is_all_or_nothing() -> Result<()> {
     assert_eq!(link.tc_state()?, before);
     assert!(!link.pins().exist(), "the first interface is as it was");
     assert!(!qjump::dataplane::Pins::of("qjtall").exist());
+    Ok(())
+}
+
+#[test]
+fn an_interface_of_the_same_name_elsewhere_is_left_alone() -> Result<()> {
+    let link = Link::new()?;
+    link.load(&[])?;
+    // A second namespace with a device of the same name, and the same index if fate wills it.
+    let other = Link::new()?;
+    other.near.ip(&format!("link add {} type veth peer name qjtsame2", link.device))?;
+    let run = |arguments: &[&str]| other.qjump(arguments);
+    let mut load = vec!["load", "--interface", &link.device];
+    load.extend(qjump_tests::link::PLAN);
+    for arguments in [&load[..], &["unload", "--interface", &link.device]] {
+        let (status, error) = failed(&run(arguments)?);
+        assert_eq!(status, 1);
+        assert!(error.contains("another network namespace") && error.contains("--force"), "{error}");
+    }
+    // Seen from there, it is enforced all the same; and nothing has happened to it.
+    let text = succeeded(&run(&["status", "--interface", &link.device])?)?;
+    assert!(text.contains("enforced"), "{text}");
+    assert_eq!((&link.status()?["attached"], &link.status()?["generation"]), (&true.into(), &1.into()));
+    succeeded(&run(&["unload", "--interface", &link.device, "--force"])?)?;
+    assert_eq!(programs(&link)?, [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_renamed_interface_gets_no_second_program() -> Result<()> {
+    let mut link = Link::new()?;
+    link.load(&[])?;
+    let (old, new) = (link.device.clone(), format!("{}r", link.device));
+    for command in [format!("link set {old} down"), format!("link set {old} name {new}"), format!("link set {new} up")]
+    {
+        link.near.ip(&command)?;
+    }
+    link.device = new;
+    let mut load = vec!["load", "--interface", &link.device];
+    load.extend(qjump_tests::link::PLAN);
+    let (status, error) = failed(&link.qjump(&load)?);
+    assert_eq!(status, 1);
+    assert!(error.contains(&format!("qjump unload --interface {old}")), "{error}");
+    assert_eq!(programs(&link)?, [names::PROGRAM]);
+    succeeded(&link.qjump(&["unload", "--interface", &old])?)?;
+    link.load(&[])?;
+    assert_eq!(programs(&link)?, [names::PROGRAM]);
     Ok(())
 }
 

@@ -27,9 +27,12 @@ pub struct UnloadCommand {
     /// Interface; repeatable
     #[arg(long, value_name = "IF", required_unless_present = "all")]
     interface: Vec<String>,
-    /// Every interface that qjump is loaded on
+    /// Every interface of this network namespace that qjump is loaded on
     #[arg(long, conflicts_with = "interface")]
     all: bool,
+    /// Also what belongs to an interface of another network namespace
+    #[arg(long)]
+    force: bool,
 }
 
 impl LoadCommand {
@@ -60,9 +63,19 @@ impl UnloadCommand {
         if interfaces.is_empty() {
             return print("qjump is not loaded on any interface");
         }
+        let mut failures = Vec::new();
         for interface in interfaces {
-            dataplane::unload(&interface)?;
-            print(format!("{interface}: unloaded"))?;
+            match dataplane::unload(&interface, self.force) {
+                Ok(()) => print(format!("{interface}: unloaded"))?,
+                // "All" means those that are this namespace's to unload.
+                Err(error @ dataplane::Error::OtherNamespace { .. }) if self.all => {
+                    print(format!("{interface}: left alone: {error}"))?;
+                }
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        if !failures.is_empty() {
+            return Err(Failure::Failed(failures.join("\nqjump: ")));
         }
         Ok(())
     }

@@ -32,11 +32,22 @@ impl StatusCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let mut before = HashMap::new();
         loop {
-            let statuses = dataplane::status(self.interface.as_deref())?;
+            let names = match &self.interface {
+                Some(name) => vec![name.clone()],
+                None => dataplane::loaded_interfaces()?,
+            };
+            // One that cannot be read does not hide the others.
+            let (mut statuses, mut failures) = (Vec::new(), Vec::new());
+            for name in &names {
+                match dataplane::status(name) {
+                    Ok(status) => statuses.push(status),
+                    Err(error) => failures.push(error.to_string()),
+                }
+            }
             if self.json {
                 let json = to_json(&statuses);
                 print(if self.watch { json.to_string() } else { format!("{json:#}") })?;
-            } else if statuses.is_empty() {
+            } else if names.is_empty() {
                 print("qjump is not loaded on any interface; `qjump load --help` says how")?;
             } else {
                 // The table replaces itself on a terminal, and follows itself in a pipe.
@@ -46,6 +57,9 @@ impl StatusCommand {
                 for status in &statuses {
                     print(Text { status, before: &before })?;
                 }
+            }
+            if !failures.is_empty() {
+                return Err(Failure::Failed(failures.join("\nqjump: ")));
             }
             if !self.watch {
                 let all_attached = statuses.iter().all(|status| status.attached);

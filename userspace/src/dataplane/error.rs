@@ -45,6 +45,16 @@ pub enum Error {
         "this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.10 or later with BPF and clsact"
     )]
     Kernel { what: &'static str, detail: String },
+    #[error(
+        "the state of '{interface}' belongs to an interface of that name in another network namespace (net:[{netns}]); \
+         work on it there, with nsenter --net, or remove it for good with `qjump unload --interface {interface} --force`"
+    )]
+    OtherNamespace { interface: String, netns: u64 },
+    #[error(
+        "interface {interface} is already managed under the name '{old}', which it had before; run \
+         `qjump unload --interface {old}` first"
+    )]
+    Renamed { interface: String, old: String },
     #[error("this kernel has no tcx (it came with Linux 6.6); use --hook clsact, or --hook auto")]
     NoTcx,
     #[error("interface {interface}: {source} while {action}")]

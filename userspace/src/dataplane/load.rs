@@ -140,11 +140,12 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     Ok(loaded)
 }
 
-/// Removes the program and all that `load` made; the interface is as it was before the first load.
+/// Removes the program and all that `load` made; the interface is as it was before the first load. With
+/// `force`, also what belongs to an interface of another network namespace.
 ///
 /// # Errors
-/// If nothing is loaded there, or the kernel refuses.
-pub fn unload(interface: &str) -> Result<(), Error> {
+/// If nothing is loaded there, it belongs to another network namespace, or the kernel refuses.
+pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
     require_capabilities()?;
     let pins = Pins::of(interface);
     let not_loaded = || Error::NotLoaded(interface.to_owned());
@@ -155,9 +156,15 @@ pub fn unload(interface: &str) -> Result<(), Error> {
     if !pins.exist() {
         return Err(not_loaded());
     }
-    let device = netlink::interface(interface).map_err(Error::io(interface, "looking it up"))?;
-    let created_clsact = Maps::open(interface, &pins).is_ok_and(|maps| maps.in_force().plan.created_clsact == 1);
-    if let Some(device) = device {
+    let plan = Maps::open(interface, &pins).ok().map(|maps| maps.in_force().plan);
+    let here = plan.is_none_or(|plan| sys::network_namespace().is_ok_and(|netns| netns == plan.netns));
+    if let Some(plan) = plan.filter(|_| !here && !force)
+        && (plan.hook == HOOK_CLSACT || link_is_alive(&pins))
+    {
+        return Err(Error::OtherNamespace { interface: interface.to_owned(), netns: plan.netns });
+    }
+    if here && let Some(device) = netlink::interface(interface).map_err(Error::io(interface, "looking it up"))? {
+        let created_clsact = plan.is_some_and(|plan| plan.created_clsact == 1);
         detach_clsact(&device, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
     }
     pins.remove().map_err(Error::io(interface, "removing its pins"))
@@ -214,6 +221,11 @@ fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo)
     let pins = Pins::of(&name);
     let has_tcx = SchedClassifier::query_tcx(&name, TcAttachType::Egress).is_ok();
     let found = find(&interface, &pins)?;
+    if matches!(found, Found::Nothing | Found::Leftovers)
+        && let Some(old) = earlier_name(&interface)
+    {
+        return Err(Error::Renamed { interface: name, old });
+    }
     let hook = match (wanted, &found) {
         (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
         // A replacement stays where it is, unless told otherwise.
@@ -273,28 +285,56 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
     }
     let corrupt = |path: PathBuf, why: String| Error::CorruptPin { path, why, interface: interface.name.clone() };
     let link = pins.link();
+    let other_namespace = |netns| Error::OtherNamespace { interface: interface.name.clone(), netns };
+    let here = sys::network_namespace().map_err(Error::io(&interface.name, "asking for the network namespace"))?;
     if link.exists() {
         let fd = sys::open_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
         let state = sys::tcx_link(fd.as_fd()).map_err(|error| corrupt(link.clone(), error.to_string()))?;
-        if state.ifindex != interface.index {
-            // The link of a device that is gone, or of one with the same name that came before.
-            return Ok(Found::Leftovers);
+        if state.ifindex == 0 {
+            return Ok(Found::Leftovers); // Its device is gone.
         }
-        Maps::open(&interface.name, pins)?;
+        let plan = Maps::open(&interface.name, pins)?.in_force().plan;
+        if plan.netns != here {
+            return Err(other_namespace(plan.netns));
+        }
+        if state.ifindex != interface.index {
+            // The device that had this name has another one now, and still has the program.
+            return Err(corrupt(link, format!("its link is on another device, index {}", state.ifindex)));
+        }
         let link = PinnedLink::from_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
         return Ok(Found::Tcx(FdLink::from(link)));
     }
     if maps::any_pinned(pins) {
-        let maps = Maps::open(&interface.name, pins)?;
+        let plan = Maps::open(&interface.name, pins)?.in_force().plan;
+        if plan.hook == HOOK_CLSACT && plan.netns != here {
+            return Err(other_namespace(plan.netns));
+        }
         let filters =
             netlink::egress_filters(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
-        let ours = maps.in_force().plan.hook == HOOK_CLSACT
+        let ours = plan.hook == HOOK_CLSACT
             && filters
                 .iter()
                 .any(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY);
         return Ok(if ours { Found::Clsact } else { Found::Leftovers });
     }
     Ok(Found::Leftovers)
+}
+
+/// Whether the pinned tcx link is still on a device, whatever its namespace.
+fn link_is_alive(pins: &Pins) -> bool {
+    sys::open_pin(&pins.link()).and_then(|fd| sys::tcx_link(fd.as_fd())).is_ok_and(|link| link.ifindex != 0)
+}
+
+/// The name under which another set of pins already manages this very device.
+fn earlier_name(interface: &Interface) -> Option<String> {
+    let here = sys::network_namespace().ok()?;
+    Pins::interfaces().ok()?.into_iter().filter(|name| *name != interface.name).find(|name| {
+        let pins = Pins::of(name);
+        let on_it = sys::open_pin(&pins.link())
+            .and_then(|fd| sys::tcx_link(fd.as_fd()))
+            .is_ok_and(|link| link.ifindex == interface.index);
+        on_it && Maps::open(name, &pins).is_ok_and(|maps| maps.in_force().plan.netns == here)
+    })
 }
 
 fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
@@ -308,6 +348,7 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
         removed_stale: matches!(found, Found::Leftovers),
     };
     config.plan.hook = if hook == Hook::Clsact { HOOK_CLSACT } else { HOOK_TCX };
+    config.plan.netns = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
     let attach_failed = |detail: String| Error::Attach { interface: name.clone(), detail };
     match found {
         Found::Nothing | Found::Leftovers => {

@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd};
 use aya::programs::{SchedClassifier, TcAttachType};
 use qjump_ebpf::{
     Config, Level, Reason,
-    layout::{Count, HOOK_CLSACT, LevelCounters},
+    layout::{Count, HOOK_CLSACT, LevelCounters, PlanRecord},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     maps::Maps,
     netlink,
     pins::Pins,
-    sys::{monotonic_ns, open_pin, tcx_link},
+    sys::{monotonic_ns, network_namespace, open_pin, tcx_link},
 };
 
 /// The state of one interface.
@@ -77,32 +77,19 @@ impl LevelStatus {
     }
 }
 
-/// The state of one interface, or of all that qjump is loaded on.
+/// The state of one interface.
 ///
 /// # Errors
-/// If qjump is not loaded on `interface`, or its pins are not readable or not ours.
-pub fn status(interface: Option<&str>) -> Result<Vec<InterfaceStatus>, Error> {
-    let names = match interface {
-        Some(name) if !Pins::of(name).exist() => return Err(Error::NotLoaded(name.to_owned())),
-        Some(name) => vec![name.to_owned()],
-        None => super::loaded_interfaces()?,
-    };
-    names.iter().map(|name| one(name)).collect()
-}
-
-struct Attachment {
-    problem: Option<String>,
-    program_id: Option<u32>,
-    position: Option<(usize, usize)>,
-}
-
-fn one(interface: &str) -> Result<InterfaceStatus, Error> {
+/// If qjump is not loaded on it, or its pins are not readable or not ours.
+pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
     let pins = Pins::of(interface);
+    if !pins.exist() {
+        return Err(Error::NotLoaded(interface.to_owned()));
+    }
     let maps = Maps::open(interface, &pins)?;
     let config = maps.in_force();
     let counters = maps.counters().map_err(Error::io(interface, "reading its counters"))?;
-    let clsact = config.plan.hook == HOOK_CLSACT;
-    let attachment = attachment(interface, &pins, clsact)?;
+    let attachment = attachment(interface, &pins, &config.plan)?;
     let now = monotonic_ns();
     let levels = Level::strictest_first()
         .filter_map(|level| {
@@ -116,7 +103,7 @@ fn one(interface: &str) -> Result<InterfaceStatus, Error> {
         .collect();
     Ok(InterfaceStatus {
         interface: interface.to_owned(),
-        hook: if clsact { "clsact" } else { "tcx" },
+        hook: if config.plan.hook == HOOK_CLSACT { "clsact" } else { "tcx" },
         attached: attachment.problem.is_none(),
         problem: attachment.problem,
         program_id: attachment.program_id,
@@ -126,10 +113,33 @@ fn one(interface: &str) -> Result<InterfaceStatus, Error> {
     })
 }
 
-fn attachment(interface: &str, pins: &Pins, clsact: bool) -> Result<Attachment, Error> {
+struct Attachment {
+    problem: Option<String>,
+    program_id: Option<u32>,
+    position: Option<(usize, usize)>,
+}
+
+fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord) -> Result<Attachment, Error> {
     let broken = |program_id, problem: String| Attachment { problem: Some(problem), program_id, position: None };
     let reload = format!("run `qjump load` again, or `qjump unload --interface {interface}`");
     let asking = |source| Error::Io { interface: interface.to_owned(), action: "asking for its programs", source };
+    let corrupt = |error: io::Error| Error::CorruptPin {
+        path: pins.link(),
+        why: error.to_string(),
+        interface: interface.to_owned(),
+    };
+    let clsact = plan.hook == HOOK_CLSACT;
+    if network_namespace().map_err(asking)? != plan.netns {
+        let elsewhere = format!("it is in another network namespace (net:[{}])", plan.netns);
+        if clsact {
+            return Ok(broken(None, format!("{elsewhere}, where its filter cannot be seen from here")));
+        }
+        let link = open_pin(&pins.link()).and_then(|fd| tcx_link(fd.as_fd())).map_err(corrupt)?;
+        return Ok(match link.ifindex {
+            0 => broken(Some(link.program_id), format!("{elsewhere}, and gone there; {reload}")),
+            _ => Attachment { problem: None, program_id: Some(link.program_id), position: None },
+        });
+    }
     let Some(device) = netlink::interface(interface).map_err(asking)? else {
         return Ok(broken(
             None,
@@ -151,17 +161,10 @@ fn attachment(interface: &str, pins: &Pins, clsact: bool) -> Result<Attachment, 
         Ok(fd) => fd,
         Err(error) => return Ok(broken(None, format!("its link cannot be opened ({error}); {reload}"))),
     };
-    let link = tcx_link(fd.as_fd()).map_err(|error| Error::CorruptPin {
-        path: pins.link(),
-        why: error.to_string(),
-        interface: interface.to_owned(),
-    })?;
+    let link = tcx_link(fd.as_fd()).map_err(corrupt)?;
     if link.ifindex != device.index {
         let what = if link.ifindex == 0 { "a device that is gone" } else { "another device" };
-        return Ok(broken(
-            Some(link.program_id),
-            format!("its link belongs to {what}, which had the same name; {reload}"),
-        ));
+        return Ok(broken(Some(link.program_id), format!("its link is on {what}, which had this name; {reload}")));
     }
     let (_, programs) =
         SchedClassifier::query_tcx(interface, TcAttachType::Egress).map_err(|error| asking(io::Error::other(error)))?;

@@ -6,7 +6,7 @@ use std::{
     io,
     num::NonZeroUsize,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
@@ -110,6 +110,11 @@ pub fn grace_period() {
     if result != 0 {
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
+}
+
+/// The inode of the calling thread's network namespace.
+pub fn network_namespace() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
 /// `CLOCK_MONOTONIC`, ns: the clock of `bpf_ktime_get_ns`.

@@ -191,7 +191,7 @@ impl Rack {
         let loaded: std::collections::BTreeSet<usize> = self.loaded.borrow_mut().drain(..).collect();
         for host in loaded {
             let interface = self.interface(host);
-            self.hosts[host].enter(|| Ok(dataplane::unload(&interface)?))?;
+            self.hosts[host].enter(|| Ok(dataplane::unload(&interface, false)?))?;
         }
         Ok(())
     }
