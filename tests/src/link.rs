@@ -36,6 +36,7 @@ pub struct Link {
     pub device: String,
     /// The far interface.
     pub far_device: String,
+    ipv6: bool,
 }
 
 /// The near host's addresses.
@@ -46,21 +47,32 @@ pub const FAR: (&str, &str) = ("10.9.0.2", "fd00:9::2");
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl Link {
-    /// Both ends up, with IPv4 and IPv6 addresses and permanent neighbours, MTU 1500, GSO off.
+    /// Both ends up, with IPv4 addresses and permanent neighbours, MTU 1500, GSO off. The kernel sends
+    /// nothing of its own on it.
     pub fn new() -> Result<Self> {
+        Self::build(false)
+    }
+
+    /// The same with IPv6 addresses, too. The kernel reports its multicast groups on it, at level 7: such a
+    /// packet may take the epoch that a test's packet needs.
+    pub fn with_ipv6() -> Result<Self> {
+        Self::build(true)
+    }
+
+    fn build(ipv6: bool) -> Result<Self> {
         let number = COUNT.fetch_add(1, Relaxed);
         let near = NetNs::new(&format!("near{number}"))?;
         let far = NetNs::new(&format!("far{number}"))?;
         let device = format!("qj{:x}n{number}", std::process::id());
         let far_device = format!("qj{:x}f{number}", std::process::id());
-        let link = Self { near, far, device, far_device };
+        let link = Self { near, far, device, far_device, ipv6 };
         link.plug()?;
         Ok(link)
     }
 
     /// Creates the cable: also after the near end was deleted.
     pub fn plug(&self) -> Result<()> {
-        let Self { near, far, device, far_device } = self;
+        let Self { near, far, device, far_device, ipv6 } = self;
         near.ip(&format!(
             "link add {device} address 02:00:00:00:09:01 type veth peer name {far_device} address 02:00:00:00:09:02 netns {}",
             far.name()
@@ -68,12 +80,16 @@ impl Link {
         for (netns, device, own, other, mac) in
             [(near, device, NEAR, FAR, "02:00:00:00:09:02"), (far, far_device, FAR, NEAR, "02:00:00:00:09:01")]
         {
-            netns.enter(|| Ok(std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "0")?))?;
+            if *ipv6 {
+                netns.enter(|| Ok(std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "0")?))?;
+            }
             netns.ip(&format!("link set {device} gso_max_segs 1 addrgenmode none up"))?;
             netns.ip(&format!("addr add {}/24 dev {device}", own.0))?;
-            netns.ip(&format!("addr add {}/64 dev {device} nodad", own.1))?;
             netns.ip(&format!("neigh replace {} lladdr {mac} dev {device} nud permanent", other.0))?;
-            netns.ip(&format!("neigh replace {} lladdr {mac} dev {device} nud permanent", other.1))?;
+            if *ipv6 {
+                netns.ip(&format!("addr add {}/64 dev {device} nodad", own.1))?;
+                netns.ip(&format!("neigh replace {} lladdr {mac} dev {device} nud permanent", other.1))?;
+            }
         }
         Ok(())
     }

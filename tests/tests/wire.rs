@@ -81,7 +81,7 @@ fn send(link: &Link, priorities: &[u32]) -> Result<()> {
 
 #[test]
 fn every_level_arrives_with_its_codepoint_and_no_tag() -> Result<()> {
-    let link = Link::new()?;
+    let link = Link::with_ipv6()?;
     link.load(&[])?;
     let seen = capture(&link, || send(&link, &[7, 5, 3, 0]))?;
     // Level 3 is not in the plan.
@@ -92,7 +92,7 @@ fn every_level_arrives_with_its_codepoint_and_no_tag() -> Result<()> {
 
 #[test]
 fn priority_tags_carry_the_level_when_asked() -> Result<()> {
-    let link = Link::new()?;
+    let link = Link::with_ipv6()?;
     link.load(&["--pcp"])?;
     let seen = capture(&link, || send(&link, &[7, 5, 3, 0]))?;
     let expected = [
