@@ -46,6 +46,10 @@ pub struct PlanRecord {
     pub loaded_at_ns: u64,
     /// Inode of the network namespace of the interface: names and indices mean nothing without it.
     pub netns: u64,
+    /// Index of the interface in it. A name may change, this does not.
+    pub ifindex: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// 1 if the load created the interface's clsact qdisc, so that unload may remove it.
     pub created_clsact: u32,
     /// Where the program is attached: [`HOOK_TCX`] or [`HOOK_CLSACT`].
@@ -66,6 +70,10 @@ pub struct LevelRecord {
     pub rate_bps: f64,
     /// Bound, ns; negative where there is none.
     pub bound_ns: f64,
+    /// How many hosts may send at this level at once for the bound to hold.
+    pub max_senders: u32,
+    /// 1 if the bound holds whatever the other hosts send.
+    pub guaranteed: u32,
 }
 
 /// The only entry of the map [`crate::names::STATE`]. The words are a cache line apart: two levels
@@ -121,7 +129,7 @@ pub struct Count {
 
 // What the pins of this VERSION look like. If one of these fails, raise VERSION.
 const _: () = assert!(size_of::<LevelLimit>() == 96);
-const _: () = assert!(size_of::<Config>() == 8 + 96 * 8 + 56 + 32 * 8);
+const _: () = assert!(size_of::<Config>() == 8 + 96 * 8 + 64 + 40 * 8);
 const _: () = assert!(size_of::<State>() == 64 * 9);
 const _: () = assert!(size_of::<Counters>() == 8 * (REASONS * 16 + 8));
 
@@ -138,9 +146,18 @@ impl Config {
             generation: 0,
             loaded_at_ns: 0,
             netns: 0,
+            ifindex: 0,
+            reserved: 0,
             created_clsact: 0,
             hook: HOOK_TCX,
-            levels: [LevelRecord { factor: 0.0, epoch_ns: 0.0, rate_bps: 0.0, bound_ns: -1.0 }; LEVELS],
+            levels: [LevelRecord {
+                factor: 0.0,
+                epoch_ns: 0.0,
+                rate_bps: 0.0,
+                bound_ns: -1.0,
+                max_senders: 0,
+                guaranteed: 0,
+            }; LEVELS],
         },
     };
 }

@@ -42,6 +42,8 @@ impl Verdict {
 #[classifier]
 pub fn qj_egress(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
+    // Before `mark` may add a tag to the packet's metadata.
+    let (l2_bytes, segments, tagged) = packet.size();
     // The second turn is for a packet that met a change of configuration on its way. There is never
     // a third: the loader waits for such packets before it changes anything again.
     for _ in 0..2 {
@@ -49,9 +51,8 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
             return TC_ACT_UNSPEC;
         };
         let header = packet.header();
-        let (l2_bytes, segments) = packet.size();
         // A packet that is demoted is counted with the tag that it then does not get: on the safe side.
-        let adds_tag = slot.tags_priority() && header.is_untagged_ip() && packet.names_limited_level();
+        let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && packet.names_limited_level();
         let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
         let wire_bytes = wire_bytes(l2_bytes + tag_bytes, segments);
         if let Some(verdict) = judge(&packet, &header, slot, l2_bytes, segments, wire_bytes) {
@@ -59,6 +60,7 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
             return if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
         }
     }
+    shared::count(&Verdict::unclocked(Level::BEST_EFFORT, Reason::Contended), 1, wire_bytes(l2_bytes, segments));
     TC_ACT_SHOT
 }
 
@@ -99,11 +101,11 @@ fn judge(
     if packet.mark(header, marked, slot.tags_priority()).is_err() {
         return Some(Verdict::unclocked(counted, Reason::MarkFailed));
     }
+    if marked == Level::BEST_EFFORT && packet.names_limited_level() {
+        // The qdisc behind the program must not serve it among the levels that it may not have.
+        packet.set_priority(Level::BEST_EFFORT);
+    }
     let Some(cost_ns) = cost_ns else {
-        if reason.is_demotion() {
-            // The qdisc behind the program must not serve it among the levels that it may not have.
-            packet.set_priority(Level::BEST_EFFORT);
-        }
         return Some(Verdict::unclocked(counted, reason));
     };
     // SAFETY: the helper has no preconditions.

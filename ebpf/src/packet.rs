@@ -81,9 +81,10 @@ impl<'a> Packet<'a> {
         matches!(Level::from_priority(self.priority()), Some(level) if level != Level::BEST_EFFORT)
     }
 
-    /// L2 bytes, the headers of every segment included, and the number of segments.
+    /// L2 bytes, the headers of every segment included; the number of segments; and whether a tag in the
+    /// packet's metadata is among the bytes.
     #[inline(always)]
-    pub fn size(&self) -> (u32, u32) {
+    pub fn size(&self) -> (u32, u32, bool) {
         // SAFETY: as in `priority`.
         let (wire_len, gso_segs, gso_size, tagged) =
             unsafe { ((*self.skb).wire_len, (*self.skb).gso_segs, (*self.skb).gso_size, (*self.skb).vlan_present) };
@@ -97,7 +98,7 @@ impl<'a> Packet<'a> {
         };
         // A tag in the packet's metadata is not in its length, but it is on the wire.
         let tag = if tagged != 0 { VLAN_TAG as u32 } else { 0 };
-        (wire_len + tag * segments, segments)
+        (wire_len + tag * segments, segments, tagged != 0)
     }
 
     /// `N` bytes of the packet's linear part from `at`.

@@ -419,3 +419,31 @@ fn limits_that_cannot_be_kept_are_refused() {
     assert_eq!(byte(8_000, bytes), Err(LimitError::BurstTooLong(bytes * 1_000_000)));
     assert!(matches!(byte(8_000, u64::MAX), Err(LimitError::BurstTooLong(_))));
 }
+
+/// A level that another CPU always changes first.
+struct Contested(std::cell::Cell<u64>);
+
+impl qjump_ebpf::LevelState for Contested {
+    fn load(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn compare_exchange(&self, current: u64, _new: u64) -> u64 {
+        // Somebody who charges nothing, so that there is room all the time, and is faster every time.
+        self.0.set(current.wrapping_add(2));
+        self.0.get()
+    }
+
+    fn active_slot(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_packet_that_never_wins_the_race_is_contended_and_not_charged() {
+    let limit = LevelLimit::per_byte(1_000_000_000, 100_000, 1_500, Oversize::Drop).unwrap();
+    let level = Contested(0.into());
+    assert_eq!(admit(&level, 0, &limit, 1_000, 1_000_000), Admission::Contended);
+    // Each try moved the time by 1 ns, and none by the packet's cost.
+    assert!(backlog_ns(level.0.get(), 0) <= 16);
+}

@@ -189,11 +189,11 @@ pub fn expected(frame: &[u8], skb: SkBuff, rules: &[Rule; 8], pcp: bool) -> Expe
             out[14] = (marked as u8) * 32 + out[14] % 32;
         }
     }
-    let demoted = matches!(reason, Reason::NotConfigured | Reason::OversizeDemoted);
+    let demoted = matches!(reason, Reason::NotConfigured | Reason::OversizeDemoted | Reason::NonIp | Reason::Malformed);
     Expected {
         passes: !matches!(reason, Reason::OverLimit | Reason::OversizeDropped),
         frame: out,
-        priority: if demoted { 0 } else { skb.priority },
+        priority: if demoted && skb.priority < 8 { 0 } else { skb.priority },
         level,
         reason,
         packets: segments as u64,

@@ -75,7 +75,13 @@ fn missing_and_mixed_arguments() -> Result<()> {
     check(&run(&no_device)?, 1, &["no interface 'qjnone'", "ip link"]);
     let mut long = vec!["load", "--interface", "a-name-that-is-far-too-long-for-linux"];
     long.extend(PLAN);
-    check(&run(&long)?, 1, &["no interface"]);
+    check(&run(&long)?, 64, &["cannot be the name"]);
+    // Names that would lead out of the directory of pins.
+    for name in ["", "/tmp", "../..", ".", "a b"] {
+        for command in ["unload", "status"] {
+            check(&run(&[command, "--interface", name])?, 64, &["cannot be the name of an interface"]);
+        }
+    }
     let mut loopback = vec!["load", "--interface", "lo"];
     loopback.extend(PLAN);
     check(&run(&loopback)?, 64, &["loopback"]);

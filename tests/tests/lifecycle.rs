@@ -217,14 +217,17 @@ fn an_interface_that_vanishes_is_reported_and_replaced() -> Result<()> {
 #[test]
 fn a_detached_program_is_not_called_enforced() -> Result<()> {
     let link = Link::new()?;
+    let before = link.tc_state()?;
     link.load(&["--hook", "clsact"])?;
     link.near.batch("tc", &format!("filter del dev {} egress\n", link.device))?;
     let status = link.status()?;
     assert_eq!(status["attached"], false);
     assert!(status["problem"].as_str().context("a problem")?.contains("gone from clsact"), "{status}");
-    // Loading again repairs it.
+    // Loading again repairs it, and remembers that the qdisc is ours.
     link.load(&["--hook", "clsact"])?;
     assert_eq!(link.status()?["attached"], true);
+    link.unload()?;
+    assert_eq!(link.tc_state()?, before);
     Ok(())
 }
 
@@ -317,9 +320,47 @@ fn an_interface_of_the_same_name_elsewhere_is_left_alone() -> Result<()> {
 }
 
 #[test]
+fn a_load_killed_at_any_moment_is_made_good_by_the_next() -> Result<()> {
+    let link = Link::new()?;
+    let before = link.tc_state()?;
+    let mut arguments = vec!["load", "--interface", &link.device];
+    arguments.extend(qjump_tests::link::PLAN);
+    let mut killed = 0;
+    for round in 0..60 {
+        let hook = if round % 2 == 0 { "tcx" } else { "clsact" };
+        let mut with_hook = arguments.clone();
+        with_hook.extend(["--hook", hook]);
+        // First loads and replacements, killed from 0 to 30 ms after their start.
+        if round % 4 >= 2 {
+            succeeded(&link.qjump(&with_hook)?)?;
+        }
+        let mut child = link.command(&with_hook).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(Duration::from_micros(500 * round));
+        child.kill()?;
+        killed += u32::from(!child.wait()?.success());
+        succeeded(&link.qjump(&with_hook)?).with_context(|| format!("round {round}"))?;
+        let status = link.status()?;
+        assert_eq!((&status["attached"], &status["programs"]), (&true.into(), &1.into()), "round {round}: {status}");
+        link.unload()?;
+        assert_eq!(link.tc_state()?, before, "round {round}");
+        assert!(!link.pins().exist());
+    }
+    assert!(killed > 20, "only {killed} of 60 loads were killed before they ended");
+    Ok(())
+}
+
+#[test]
 fn a_renamed_interface_gets_no_second_program() -> Result<()> {
+    for hook in ["tcx", "clsact"] {
+        renamed(hook)?;
+    }
+    Ok(())
+}
+
+fn renamed(hook: &str) -> Result<()> {
     let mut link = Link::new()?;
-    link.load(&[])?;
+    let before = link.tc_state()?;
+    link.load(&["--hook", hook])?;
     let (old, new) = (link.device.clone(), format!("{}r", link.device));
     for command in [format!("link set {old} down"), format!("link set {old} name {new}"), format!("link set {new} up")]
     {
@@ -331,8 +372,9 @@ fn a_renamed_interface_gets_no_second_program() -> Result<()> {
     let (status, error) = failed(&link.qjump(&load)?);
     assert_eq!(status, 1);
     assert!(error.contains(&format!("qjump unload --interface {old}")), "{error}");
-    assert_eq!(programs(&link)?, [names::PROGRAM]);
     succeeded(&link.qjump(&["unload", "--interface", &old])?)?;
+    assert_eq!(link.tc_state()?, before);
+    assert_eq!(programs(&link)?, [""; 0]);
     link.load(&[])?;
     assert_eq!(programs(&link)?, [names::PROGRAM]);
     Ok(())
@@ -353,24 +395,60 @@ fn a_vlan_name_with_a_dot_can_be_pinned() -> Result<()> {
     Ok(())
 }
 
+/// Runs a script with `$0` = qjump and `$@` = a load, with mounts of its own.
+fn with_own_mounts(link: &Link, script: &str) -> Result<std::process::Output> {
+    let mut load = vec!["load", "--interface", &link.device];
+    load.extend(qjump_tests::link::PLAN);
+    Ok(std::process::Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{}", link.near.name()))
+        .args(["unshare", "--mount", "--propagation", "private"])
+        .args(["sh", "-c", script])
+        .arg(qjump_tests::link::binary())
+        .args(&load)
+        .output()?)
+}
+
 #[test]
 fn bpffs_is_mounted_when_it_is_not() -> Result<()> {
-    // In a mount namespace of its own, so that the machine's stays as it is.
     let link = Link::new()?;
     let script = format!(
-        "umount /sys/fs/bpf && ! mountpoint -q /sys/fs/bpf && \"$0\" \"$@\" && mountpoint /sys/fs/bpf && \
-         ls /sys/fs/bpf/qjump/{} && \"$0\" unload --interface {0}",
+        "umount /sys/fs/bpf && \"$0\" \"$@\" && mountpoint /sys/fs/bpf && stat -c 'mode %a' /sys/fs/bpf && \
+         ls /sys/fs/bpf/qjump/{0} && \"$0\" unload --interface {0}",
         link.device
     );
-    let mut arguments = vec!["load", "--interface", &link.device];
-    arguments.extend(qjump_tests::link::PLAN);
-    let output = std::process::Command::new("nsenter")
-        .arg(format!("--net=/run/netns/{}", link.near.name()))
-        .args(["unshare", "--mount", "--propagation", "private", "sh", "-c", &script])
-        .arg(qjump_tests::link::binary())
-        .args(&arguments)
-        .output()?;
-    let text = succeeded(&output)?;
-    ensure!(text.contains("is a mountpoint") && text.contains("maps"), "{text}");
+    let text = succeeded(&with_own_mounts(&link, &script)?)?;
+    for part in ["is a mountpoint", "mode 1700", "maps"] {
+        ensure!(text.contains(part), "{part} is missing: {text}");
+    }
+    // A load that fails takes the mount back.
+    let script = "umount /sys/fs/bpf && ! \"$0\" \"$@\" --interface nothere && ! mountpoint -q /sys/fs/bpf && \
+                  tc qdisc add dev $3 clsact && tc filter add dev $3 egress protocol ip prio 1 u32 match u32 0 0 flowid 1:1 && \
+                  ! \"$0\" \"$@\" --hook clsact && ! mountpoint -q /sys/fs/bpf && tc qdisc del dev $3 clsact && echo undone";
+    let text = succeeded(&with_own_mounts(&link, script)?)?;
+    ensure!(text.contains("undone"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn pins_that_would_vanish_with_the_command_are_refused() -> Result<()> {
+    let link = Link::new()?;
+    let binary = qjump_tests::link::binary();
+    let mut command = link.near.command(binary.to_str().context("a path in UTF-8")?); // ip netns exec
+    let output = command.args(["load", "--interface", &link.device]).args(qjump_tests::link::PLAN).output()?;
+    let (status, error) = failed(&output);
+    assert_eq!(status, 1);
+    assert!(error.contains("nsenter --net"), "{error}");
+    assert_eq!(programs(&link)?, [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_others_may_write_is_refused() -> Result<()> {
+    let link = Link::new()?;
+    let script = "mount -t bpf bpf /sys/fs/bpf && mkdir -m 777 /sys/fs/bpf/qjump && exec \"$0\" \"$@\"";
+    let output = with_own_mounts(&link, script)?;
+    let (status, error) = failed(&output);
+    assert_eq!(status, 1);
+    assert!(error.contains("/sys/fs/bpf/qjump") && error.contains("mode 777"), "{error}");
     Ok(())
 }

@@ -23,13 +23,17 @@ struct Flood {
     level: Value,
 }
 
-/// Loads a plan, floods `level` from two threads, and returns what arrived and what `status` says.
-fn flood(plan: &[&str], level: u8, size: impl Fn(&mut Random) -> usize + Sync) -> Result<Flood> {
+/// Loads the first plan, floods `level` from two threads while the plans take turns, and returns what
+/// arrived and what `status` says.
+fn flood(plans: &[&[&str]], level: u8, size: impl Fn(&mut Random) -> usize + Sync) -> Result<Flood> {
     let link = Link::new()?;
     let mut witness = Witness::new(&link.far, &link.far_device)?;
-    let mut arguments = vec!["load", "--interface", &link.device];
-    arguments.extend(plan);
-    succeeded(&link.qjump(&arguments)?)?;
+    let load = |plan: &[&str]| {
+        let mut arguments = vec!["load", "--interface", &link.device];
+        arguments.extend(plan);
+        succeeded(&link.qjump(&arguments)?).map(drop)
+    };
+    load(plans[0])?;
     let (stop, offered) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<()> {
         for number in 0..SENDERS {
@@ -41,12 +45,18 @@ fn flood(plan: &[&str], level: u8, size: impl Fn(&mut Random) -> usize + Sync) -
             });
         }
         let end = std::time::Instant::now() + FLOOD;
-        while std::time::Instant::now() < end {
+        let mut turn = 0;
+        let mut result = Ok(());
+        while std::time::Instant::now() < end && result.is_ok() {
             std::thread::sleep(Duration::from_millis(20));
             witness.collect();
+            if plans.len() > 1 {
+                turn += 1;
+                result = load(plans[turn % plans.len()]);
+            }
         }
         stop.store(true, Relaxed);
-        Ok(())
+        result
     })?;
     std::thread::sleep(Duration::from_millis(200));
     let arrivals = witness.collect().to_vec();
@@ -71,7 +81,7 @@ const PACKETS: [&str; 10] =
 fn a_packet_charged_level_never_admits_two_packets_closer_than_its_epoch() -> Result<()> {
     let epoch_ns = 500_000;
     // Sizes from 64 bytes to the largest: each costs a whole epoch.
-    let flood = flood(&PACKETS, 7, |random| 18 + random.below(197) as usize)?;
+    let flood = flood(&[&PACKETS], 7, |random| 18 + random.below(197) as usize)?;
     assert_eq!(flood.level["epoch_ns"].as_f64(), Some(epoch_ns as f64));
     let slack = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.sent_ns);
     let raw = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.arrived_ns);
@@ -90,7 +100,7 @@ fn a_byte_charged_level_never_exceeds_its_burst_and_rate() -> Result<()> {
     // f = 4 of the same network: 4 x 280 bytes an epoch of 500 us.
     let mut plan = PACKETS;
     plan[9] = "5:4";
-    let flood = flood(&plan, 5, |random| 18 + random.below(700) as usize)?;
+    let flood = flood(&[&plan], 5, |random| 18 + random.below(700) as usize)?;
     let rate = flood.level["rate_bps"].as_f64().unwrap();
     assert_eq!(rate, 4.0 * 280.0 * 8.0 / 500e-6);
     let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
@@ -103,6 +113,36 @@ fn a_byte_charged_level_never_exceeds_its_burst_and_rate() -> Result<()> {
     assert!(burst > 700.0, "bursts of {burst} bytes");
     let mean = flood.arrivals.iter().map(|a| f64::from(a.len.max(60) + 24)).sum::<f64>() / flood.arrivals.len() as f64;
     used_up(&flood, rate / 8.0 * FLOOD.as_secs_f64() / mean);
+    Ok(())
+}
+
+#[test]
+fn changes_of_plan_under_overload_never_add_up_to_more_than_the_looser_plan() -> Result<()> {
+    // The same network with half the rate and twice the burst, and back: each change alone could hand out
+    // a second burst, or credit at the wrong rate.
+    let (mut fast, mut slow) = (PACKETS, PACKETS);
+    fast[9] = "5:4";
+    slow[3] = "50mbit";
+    slow[7] = "104us";
+    slow[9] = "5:8";
+    let flood = flood(&[&fast, &slow], 5, |random| 18 + random.below(700) as usize)?;
+    // Fast: 1120 bytes each 500 us. Slow: 2240 bytes each 1000 us. The same rate, so the bursts show.
+    let rate = 1120.0 * 8.0 / 500e-6;
+    let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
+    println!("burst across changes: certainly at least {burst:.0} of 2240 bytes");
+    assert!(burst <= 2240.0, "bursts of {burst} bytes");
+    assert!(burst > 1120.0, "the larger burst was never used: {burst}");
+
+    // The same burst at a quarter of the rate.
+    let (mut fast, mut slow) = (PACKETS, PACKETS);
+    fast[9] = "5:4";
+    slow[3] = "25mbit";
+    slow[7] = "208us";
+    slow[9] = "5:4";
+    let flood = self::flood(&[&fast, &slow], 5, |random| 18 + random.below(700) as usize)?;
+    let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
+    println!("burst across changes of rate: certainly at least {burst:.0} of 1120 bytes");
+    assert!(burst <= 1120.0, "bursts of {burst} bytes");
     Ok(())
 }
 

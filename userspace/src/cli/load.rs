@@ -71,6 +71,7 @@ impl UnloadCommand {
                 Err(error @ dataplane::Error::OtherNamespace { .. }) if self.all => {
                     print(format!("{interface}: left alone: {error}"))?;
                 }
+                Err(error) if error.is_usage() => return Err(error.into()),
                 Err(error) => failures.push(error.to_string()),
             }
         }

@@ -41,6 +41,7 @@ impl StatusCommand {
             for name in &names {
                 match dataplane::status(name) {
                     Ok(status) => statuses.push(status),
+                    Err(error) if error.is_usage() => return Err(error.into()),
                     Err(error) => failures.push(error.to_string()),
                 }
             }
@@ -129,6 +130,8 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
         "epoch_ns": positive(config.plan.levels[level.level.index()].epoch_ns),
         "rate_bps": rate(config, level.level),
         "bound_ns": bound_in_force(config, level.level),
+        "guaranteed": config.plan.levels[level.level.index()].guaranteed == 1,
+        "max_senders": bound_in_force(config, level.level).map(|_| config.plan.levels[level.level.index()].max_senders),
         "passed_packets": level.passed().packets,
         "passed_bytes": level.passed().bytes,
         "demoted_packets": level.demoted().packets,
@@ -182,7 +185,7 @@ impl std::fmt::Display for Text<'_> {
                 level.level.to_string(),
                 factor(&status.config, level.level).map_or("-".to_owned(), |factor| factor.to_string()),
                 limit(&status.config, level.level),
-                bound_in_force(&status.config, level.level).map_or("-".to_owned(), show_ns),
+                bound(&status.config, level.level),
                 passed.packets.to_string(),
                 passed.bytes.to_string(),
                 level.demoted().packets.to_string(),
@@ -198,6 +201,15 @@ impl std::fmt::Display for Text<'_> {
             table.row(row);
         }
         write!(f, "{table}")
+    }
+}
+
+fn bound(config: &Config, level: Level) -> String {
+    let record = &config.plan.levels[level.index()];
+    match bound_in_force(config, level) {
+        None => "-".to_owned(),
+        Some(bound) if record.guaranteed == 1 => show_ns(bound),
+        Some(bound) => format!("{} if <= {} send", show_ns(bound), record.max_senders),
     }
 }
 

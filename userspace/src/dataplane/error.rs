@@ -14,7 +14,7 @@ pub enum Error {
     )]
     NoObject,
     #[error(
-        "missing {0}: loading eBPF programs needs CAP_BPF and CAP_NET_ADMIN; run it as root, for example with sudo"
+        "missing {0}: loading eBPF programs needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; run it as root, for example with sudo"
     )]
     Capability(&'static str),
     #[error("there is no interface '{0}' in this network namespace; `ip link` lists what there is")]
@@ -35,6 +35,22 @@ pub enum Error {
     PacketOverMtu { interface: String, packet: u32, mtu: u32, largest: u32 },
     #[error("cannot mount the BPF file system at {path}: {source}; mount it by hand: mount -t bpf bpf {path}")]
     Mount { path: &'static str, source: io::Error },
+    #[error(
+        "{path} is not mounted, and this command has mounts of its own (`ip netns exec` makes them): what is pinned here \
+         would be gone when it ends. Enter a network namespace with `nsenter --net=/run/netns/NAME` instead"
+    )]
+    PrivateMounts { path: &'static str },
+    #[error("cannot use {path}: {source}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} belongs to user {uid} with mode {mode:o}, and whoever may write there decides what is in force; remove it \
+         if it is not yours, or give it to root with mode 700"
+    )]
+    NotOurs { path: PathBuf, uid: u32, mode: u32 },
+    #[error(
+        "'{0}' cannot be the name of an interface: 1 to 15 bytes, no slash, colon or space; `ip link` lists what there is"
+    )]
+    BadName(String),
     #[error("another qjump is changing this host's interfaces; it did not finish within {0} s. Try again")]
     Locked(u64),
     #[error(
@@ -42,7 +58,7 @@ pub enum Error {
     )]
     CorruptPin { path: PathBuf, why: String, interface: String },
     #[error(
-        "this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.10 or later with BPF and clsact"
+        "this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.12 or later on x86-64, 5.18 on arm64 (eBPF compare-exchange)"
     )]
     Kernel { what: &'static str, detail: String },
     #[error(
@@ -72,7 +88,8 @@ impl Error {
     pub const fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::InterfaceTwice(_)
+            Self::BadName(_)
+                | Self::InterfaceTwice(_)
                 | Self::Loopback(_)
                 | Self::NotEthernet(_)
                 | Self::PacketOverMtu { .. }

@@ -1,6 +1,11 @@
 //! Load, replace and unload.
 
-use std::{collections::HashSet, fs, io, os::fd::AsFd, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -20,9 +25,9 @@ use qjump_ebpf::{
 use super::{
     Error, OBJECT,
     error::shorten,
-    maps::{self, Maps},
+    maps::Maps,
     netlink::{self, Interface},
-    pins::{BPFFS, Lock, Pins, ensure_bpffs},
+    pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs},
     sys,
 };
 use crate::plan::Plan;
@@ -71,8 +76,11 @@ const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x716a);
 /// What there is on an interface before a load.
 enum Found {
     Nothing,
-    /// Pins that nothing uses: of an interface that is gone, or of a load that ended half-way.
-    Leftovers,
+    /// Pins that nothing uses: of an interface that is gone, or of a load that ended half-way. Whether a
+    /// clsact qdisc that is still there was ours.
+    Leftovers {
+        created_clsact: bool,
+    },
     Tcx(FdLink),
     Clsact,
 }
@@ -121,21 +129,23 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     let interfaces = check_interfaces(request)?;
     require_capabilities()?;
 
-    let mut undo = Undo::default();
-    if ensure_bpffs()? {
-        undo.push(|| {
-            let _ = nix::mount::umount(BPFFS);
-        });
+    let mounted = ensure_bpffs()?;
+    let result = load_locked(interfaces, request.hook, &config);
+    if mounted && result.is_err() {
+        let _ = nix::mount::umount(BPFFS);
     }
+    result
+}
+
+fn load_locked(interfaces: Vec<Interface>, hook: Hook, config: &Config) -> Result<Vec<Loaded>, Error> {
+    // The order of these two matters: what a failure undoes, it undoes under the lock.
     let _lock = Lock::take()?;
-    let mut prepared = Vec::new();
-    for interface in interfaces {
-        prepared.push(prepare(interface, request.hook, &config, &mut undo)?);
-    }
-    let mut loaded = Vec::new();
-    for one in prepared {
-        loaded.push(commit(one, &mut undo)?);
-    }
+    let mut undo = Undo::default();
+    let prepared = interfaces
+        .into_iter()
+        .map(|interface| prepare(interface, hook, config, &mut undo))
+        .collect::<Result<Vec<_>, _>>()?;
+    let loaded = prepared.into_iter().map(|one| commit(one, &mut undo)).collect::<Result<_, _>>()?;
     undo.forget();
     Ok(loaded)
 }
@@ -146,6 +156,7 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
 /// # Errors
 /// If nothing is loaded there, it belongs to another network namespace, or the kernel refuses.
 pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
+    check_name(interface)?;
     require_capabilities()?;
     let pins = Pins::of(interface);
     let not_loaded = || Error::NotLoaded(interface.to_owned());
@@ -157,15 +168,23 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
         return Err(not_loaded());
     }
     let plan = Maps::open(interface, &pins).ok().map(|maps| maps.in_force().plan);
-    let here = plan.is_none_or(|plan| sys::network_namespace().is_ok_and(|netns| netns == plan.netns));
-    if let Some(plan) = plan.filter(|_| !here && !force)
-        && (plan.hook == HOOK_CLSACT || link_is_alive(&pins))
+    let here = sys::network_namespace().map_err(Error::io(interface, "asking for the network namespace"))?;
+    if let Some(plan) = plan.filter(|plan| plan.netns != here && !force)
+        && (plan.hook == HOOK_CLSACT || live_link(&pins).is_some())
     {
         return Err(Error::OtherNamespace { interface: interface.to_owned(), netns: plan.netns });
     }
-    if here && let Some(device) = netlink::interface(interface).map_err(Error::io(interface, "looking it up"))? {
+    if let Some(link) = live_link(&pins) {
+        sys::detach_link(link.as_fd()).map_err(Error::io(interface, "detaching its program"))?;
+    }
+    // By the index that it was loaded with: the name may have changed since.
+    let index = match plan {
+        Some(plan) => (plan.netns == here).then_some(plan.ifindex),
+        None => nix::net::if_::if_nametoindex(interface).ok(),
+    };
+    if let Some(index) = index {
         let created_clsact = plan.is_some_and(|plan| plan.created_clsact == 1);
-        detach_clsact(&device, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
+        detach_clsact(index, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
     }
     pins.remove().map_err(Error::io(interface, "removing its pins"))
 }
@@ -177,6 +196,7 @@ fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
         if !seen.insert(name) {
             return Err(Error::InterfaceTwice(name.clone()));
         }
+        check_name(name)?;
         let interface = netlink::interface(name)
             .map_err(Error::io(name, "looking it up"))?
             .ok_or_else(|| Error::NoInterface(name.clone()))?;
@@ -195,10 +215,11 @@ fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
     Ok(interfaces)
 }
 
-/// CAP_SYS_ADMIN stands in for CAP_BPF, as in the kernel.
+/// CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, as in the kernel.
 fn require_capabilities() -> Result<(), Error> {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_PERFMON: u64 = 1 << 38; // The verifier's checks of pointers need it.
     const CAP_BPF: u64 = 1 << 39;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
@@ -206,8 +227,10 @@ fn require_capabilities() -> Result<(), Error> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0);
-    if effective & (CAP_BPF | CAP_SYS_ADMIN) == 0 {
-        return Err(Error::Capability("CAP_BPF"));
+    for (capability, name) in [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")] {
+        if effective & (capability | CAP_SYS_ADMIN) == 0 {
+            return Err(Error::Capability(name));
+        }
     }
     if effective & CAP_NET_ADMIN == 0 {
         return Err(Error::Capability("CAP_NET_ADMIN"));
@@ -219,9 +242,9 @@ fn require_capabilities() -> Result<(), Error> {
 fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo) -> Result<Prepared, Error> {
     let name = interface.name.clone();
     let pins = Pins::of(&name);
-    let has_tcx = SchedClassifier::query_tcx(&name, TcAttachType::Egress).is_ok();
+    let has_tcx = sys::tcx_programs(interface.index).map_err(Error::io(&name, "asking for its programs"))?.is_some();
     let found = find(&interface, &pins)?;
-    if matches!(found, Found::Nothing | Found::Leftovers)
+    if matches!(found, Found::Nothing | Found::Leftovers { .. })
         && let Some(old) = earlier_name(&interface)
     {
         return Err(Error::Renamed { interface: name, old });
@@ -244,10 +267,10 @@ fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo)
         });
     }
 
-    if matches!(found, Found::Leftovers) {
+    if matches!(found, Found::Leftovers { .. }) {
         pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
     }
-    if matches!(found, Found::Nothing | Found::Leftovers) {
+    if matches!(found, Found::Nothing | Found::Leftovers { .. }) {
         let pins = pins.clone();
         undo.push(move || drop(pins.remove()));
     }
@@ -291,7 +314,7 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
         let fd = sys::open_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
         let state = sys::tcx_link(fd.as_fd()).map_err(|error| corrupt(link.clone(), error.to_string()))?;
         if state.ifindex == 0 {
-            return Ok(Found::Leftovers); // Its device is gone.
+            return Ok(Found::Leftovers { created_clsact: false }); // Its device is gone.
         }
         let plan = Maps::open(&interface.name, pins)?.in_force().plan;
         if plan.netns != here {
@@ -304,25 +327,26 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
         let link = PinnedLink::from_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
         return Ok(Found::Tcx(FdLink::from(link)));
     }
-    if maps::any_pinned(pins) {
-        let plan = Maps::open(&interface.name, pins)?.in_force().plan;
-        if plan.hook == HOOK_CLSACT && plan.netns != here {
-            return Err(other_namespace(plan.netns));
+    let filter = clsact_filter(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
+    match Maps::open(&interface.name, pins).map(|maps| maps.in_force().plan) {
+        Ok(plan) if plan.hook == HOOK_CLSACT && plan.netns != here => Err(other_namespace(plan.netns)),
+        Ok(plan) if plan.hook == HOOK_CLSACT && filter.is_some() && plan.ifindex == interface.index => {
+            Ok(Found::Clsact)
         }
-        let filters =
-            netlink::egress_filters(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
-        let ours = plan.hook == HOOK_CLSACT
-            && filters
-                .iter()
-                .any(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY);
-        return Ok(if ours { Found::Clsact } else { Found::Leftovers });
+        Ok(plan) => {
+            Ok(Found::Leftovers { created_clsact: plan.ifindex == interface.index && plan.created_clsact == 1 })
+        }
+        // A filter of ours runs on maps that cannot be read: not for a load to throw away.
+        Err(error) if filter.is_some() => Err(error),
+        Err(_) => Ok(Found::Leftovers { created_clsact: false }),
     }
-    Ok(Found::Leftovers)
 }
 
-/// Whether the pinned tcx link is still on a device, whatever its namespace.
-fn link_is_alive(pins: &Pins) -> bool {
-    sys::open_pin(&pins.link()).and_then(|fd| sys::tcx_link(fd.as_fd())).is_ok_and(|link| link.ifindex != 0)
+/// The pinned tcx link, if it is still on a device, whatever its namespace.
+fn live_link(pins: &Pins) -> Option<OwnedFd> {
+    let fd = sys::open_pin(&pins.link()).ok()?;
+    let link = sys::tcx_link(fd.as_fd()).ok()?;
+    (link.ifindex != 0).then_some(fd)
 }
 
 /// The name under which another set of pins already manages this very device.
@@ -330,10 +354,15 @@ fn earlier_name(interface: &Interface) -> Option<String> {
     let here = sys::network_namespace().ok()?;
     Pins::interfaces().ok()?.into_iter().filter(|name| *name != interface.name).find(|name| {
         let pins = Pins::of(name);
-        let on_it = sys::open_pin(&pins.link())
-            .and_then(|fd| sys::tcx_link(fd.as_fd()))
-            .is_ok_and(|link| link.ifindex == interface.index);
-        on_it && Maps::open(name, &pins).is_ok_and(|maps| maps.in_force().plan.netns == here)
+        let Ok(plan) = Maps::open(name, &pins).map(|maps| maps.in_force().plan) else {
+            return false;
+        };
+        plan.netns == here
+            && plan.ifindex == interface.index
+            && match plan.hook {
+                HOOK_CLSACT => clsact_filter(interface.index).is_ok_and(|filter| filter.is_some()),
+                _ => live_link(&pins).is_some(),
+            }
     })
 }
 
@@ -345,26 +374,29 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
         interface: name.clone(),
         hook: if hook == Hook::Clsact { "clsact" } else { "tcx" },
         replaced: matches!(found, Found::Tcx(_) | Found::Clsact),
-        removed_stale: matches!(found, Found::Leftovers),
+        removed_stale: matches!(found, Found::Leftovers { .. }),
     };
     config.plan.hook = if hook == Hook::Clsact { HOOK_CLSACT } else { HOOK_TCX };
     config.plan.netns = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
+    config.plan.ifindex = interface.index;
     let attach_failed = |detail: String| Error::Attach { interface: name.clone(), detail };
     match found {
-        Found::Nothing | Found::Leftovers => {
-            if hook == Hook::Clsact {
-                let had = netlink::has_clsact(interface.index).map_err(Error::io(&name, "listing its qdiscs"))?;
-                config.plan.created_clsact = u32::from(!had);
-                if !had {
-                    tc::qdisc_add_clsact(&name).map_err(|error| attach_failed(shorten(&error)))?;
-                    let index = interface.index;
-                    undo.push(move || drop(netlink::remove_unused_clsact(index)));
-                }
-            }
+        Found::Nothing | Found::Leftovers { .. } => {
+            let adds_clsact = hook == Hook::Clsact
+                && !netlink::has_clsact(interface.index).map_err(Error::io(&name, "listing its qdiscs"))?;
+            let was_ours = matches!(found, Found::Leftovers { created_clsact: true });
+            config.plan.created_clsact = u32::from(adds_clsact || (hook == Hook::Clsact && was_ours));
+            // Written before the qdisc is there: a load that is killed in between leaves its name on it.
             maps.initialise(&config).map_err(Error::io(&name, "writing its configuration"))?;
+            if adds_clsact {
+                tc::qdisc_add_clsact(&name).map_err(|error| attach_failed(shorten(&error)))?;
+                let index = interface.index;
+                undo.push(move || drop(netlink::remove_unused_clsact(index)));
+            }
             attach(&mut object, &interface, &pins, hook)?;
             if hook == Hook::Clsact {
-                undo.push(move || drop(detach_clsact(&interface, false)));
+                let index = interface.index;
+                undo.push(move || drop(detach_clsact(index, false)));
             }
         }
         Found::Tcx(_) | Found::Clsact => {
@@ -427,11 +459,14 @@ pub(super) fn clsact_filter(ifindex: u32) -> io::Result<Option<netlink::EgressFi
         .find(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY))
 }
 
-fn detach_clsact(interface: &Interface, created_clsact: bool) -> io::Result<()> {
-    if clsact_filter(interface.index)?.is_some() {
-        let link =
-            SchedClassifierLink::attached(&interface.name, TcAttachType::Egress, FILTER_PRIORITY, FILTER_HANDLE, None)?;
+fn detach_clsact(ifindex: u32, created_clsact: bool) -> io::Result<()> {
+    let Ok(name) = nix::net::if_::if_indextoname(ifindex) else {
+        return Ok(()); // The device is gone, and the filter with it.
+    };
+    if clsact_filter(ifindex)?.is_some() {
+        let name = name.to_string_lossy();
+        let link = SchedClassifierLink::attached(&name, TcAttachType::Egress, FILTER_PRIORITY, FILTER_HANDLE, None)?;
         aya::programs::Link::detach(link).map_err(io::Error::other)?;
     }
-    if created_clsact { netlink::remove_unused_clsact(interface.index) } else { Ok(()) }
+    if created_clsact { netlink::remove_unused_clsact(ifindex) } else { Ok(()) }
 }

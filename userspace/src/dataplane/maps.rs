@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    io,
     os::fd::AsFd,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -163,11 +163,6 @@ impl Maps {
         }
         Ok(sum)
     }
-}
-
-/// Whether a load ended before it attached: maps without a link, which nothing uses.
-pub fn any_pinned(pins: &Pins) -> bool {
-    fs::read_dir(pins.directory().join("maps")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 fn stamped(config: &Config, generation: u64) -> Config {

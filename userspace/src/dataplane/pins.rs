@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The pins of `interface`, whether or not they exist.
+    /// The pins of `interface`, whether or not they exist. Whatever the name, they are in our directory.
     pub fn of(interface: &str) -> Self {
         Self { directory: root().join(escape(interface)) }
     }
@@ -60,15 +61,19 @@ impl Pins {
         fs::create_dir_all(self.directory.join("links"))
     }
 
-    /// Removes everything that is pinned here; what a removed link was attached to is detached.
+    /// Removes what is pinned here, and nothing below it; what a removed link was attached to is detached.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let absent_is_fine = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        for folder in ["maps", "links"].map(|name| self.directory.join(name)) {
+            for pin in fs::read_dir(&folder).into_iter().flatten() {
+                fs::remove_file(pin?.path())?;
+            }
+            absent_is_fine(fs::remove_dir(folder))?;
         }
-        // The last one takes the common directory along; others keep it.
-        let _ = fs::remove_dir(root());
-        Ok(())
+        absent_is_fine(fs::remove_dir(&self.directory))
     }
 
     /// The interfaces that have pins.
@@ -89,13 +94,25 @@ fn root() -> PathBuf {
     Path::new(BPFFS).join("qjump")
 }
 
-/// The BPF file system refuses names with a dot (bpf_lookup, kernel/bpf/inode.c), and VLAN devices have one.
+/// The BPF file system refuses names with a dot (bpf_lookup, kernel/bpf/inode.c), and VLAN devices have
+/// one. A slash would lead out of our directory, and so would nothing at all.
 fn escape(interface: &str) -> String {
-    interface.replace('%', "%25").replace('.', "%2e")
+    if interface.is_empty() {
+        return "%".to_owned();
+    }
+    interface.replace('%', "%25").replace('.', "%2e").replace('/', "%2f")
 }
 
 fn unescape(name: &str) -> String {
-    name.replace("%2e", ".").replace("%25", "%")
+    name.replace("%2f", "/").replace("%2e", ".").replace("%25", "%")
+}
+
+/// Refuses what cannot be the name of an interface (dev_valid_name, net/core/dev.c).
+pub fn check_name(interface: &str) -> Result<(), Error> {
+    let valid = (1..16).contains(&interface.len())
+        && !matches!(interface, "." | "..")
+        && !interface.contains(|c: char| c == '/' || c == ':' || c.is_ascii_whitespace());
+    if valid { Ok(()) } else { Err(Error::BadName(interface.to_owned())) }
 }
 
 /// Mounts the BPF file system if it is not; whether it did.
@@ -105,11 +122,28 @@ pub fn ensure_bpffs() -> Result<bool, Error> {
     if kind == BPF_FS_MAGIC {
         return Ok(false);
     }
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|errno| failed(errno.into()))?;
+    if runs_under_ip_netns_exec() {
+        return Err(Error::PrivateMounts { path: BPFFS });
+    }
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| failed(errno.into()))?;
     Ok(true)
 }
 
-/// Held while a process changes anything: one at a time on a host.
+/// `ip netns exec NAME` gives its command mounts of its own, with a fresh /sys whose source is NAME
+/// (netns_switch, lib/namespace.c of iproute2). A mount there goes with the command, and takes the pins along.
+fn runs_under_ip_netns_exec() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| {
+        // id, parent, device, root, mount point, options ... - type, source, ...
+        let is_sys = line.split(' ').nth(4) == Some("/sys");
+        let source = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').nth(1));
+        is_sys && source.is_some_and(|name| Path::new("/run/netns").join(name).is_file())
+    })
+}
+
+/// Held while a process changes anything: one at a time on a host. It is a lock on our directory in the
+/// BPF file system, which is there exactly as long as somebody needs it.
 pub struct Lock {
     _directory: Flock<File>,
 }
@@ -118,15 +152,35 @@ impl Lock {
     /// Waits for other processes, at most ten seconds.
     pub fn take() -> Result<Self, Error> {
         let deadline = Instant::now() + Duration::from_secs(LOCK_TIMEOUT_S);
-        let mut directory = File::open(BPFFS).map_err(|source| Error::Mount { path: BPFFS, source })?;
-        loop {
-            match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Self { _directory: lock }),
-                Err((back, _)) if Instant::now() < deadline => directory = back,
-                Err(_) => return Err(Error::Locked(LOCK_TIMEOUT_S)),
+        let failed = |source| Error::Directory { path: root(), source };
+        while Instant::now() < deadline {
+            match fs::DirBuilder::new().mode(0o700).create(root()) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+                _ => {}
+            }
+            if let Ok(directory) = File::open(root())
+                && let Ok(lock) = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+            {
+                // The holder before may have removed the directory, and somebody made another one.
+                let (ours, now) = (lock.metadata().map_err(failed)?, fs::metadata(root()));
+                if now.is_ok_and(|now| now.ino() == ours.ino()) {
+                    // Whoever may write here decides what is in force.
+                    if ours.uid() != 0 || ours.mode() & 0o077 != 0 {
+                        return Err(Error::NotOurs { path: root(), uid: ours.uid(), mode: ours.mode() & 0o777 });
+                    }
+                    return Ok(Self { _directory: lock });
+                }
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        Err(Error::Locked(LOCK_TIMEOUT_S))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Fails, as it should, while anything is pinned.
+        let _ = fs::remove_dir(root());
     }
 }
 
@@ -136,11 +190,14 @@ mod tests {
 
     #[test]
     fn interface_names_survive_the_file_system() {
-        for name in ["eth0", "eth0.100", "a%2eb.c", "%", "..."] {
+        for name in ["eth0", "eth0.100", "a%2eb.c", "%", "...", "/etc", "../x"] {
             assert!(!escape(name).contains('.'));
             assert_eq!(unescape(&escape(name)), name);
         }
         // Two names never share a directory.
         assert_ne!(escape("a.b"), escape("a%2eb"));
+        for name in ["", "/", "/etc", "../..", "."] {
+            assert_eq!(Pins::of(name).directory().parent(), Some(root().as_path()), "{name}");
+        }
     }
 }

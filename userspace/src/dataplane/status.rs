@@ -2,7 +2,6 @@
 
 use std::{io, os::fd::AsFd};
 
-use aya::programs::{SchedClassifier, TcAttachType};
 use qjump_ebpf::{
     Config, Level, Reason,
     layout::{Count, HOOK_CLSACT, LevelCounters, PlanRecord},
@@ -13,8 +12,8 @@ use super::{
     load::clsact_filter,
     maps::Maps,
     netlink,
-    pins::Pins,
-    sys::{monotonic_ns, network_namespace, open_pin, tcx_link},
+    pins::{Pins, check_name},
+    sys::{monotonic_ns, network_namespace, open_pin, tcx_link, tcx_programs},
 };
 
 /// The state of one interface.
@@ -82,6 +81,7 @@ impl LevelStatus {
 /// # Errors
 /// If qjump is not loaded on it, or its pins are not readable or not ours.
 pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
+    check_name(interface)?;
     let pins = Pins::of(interface);
     if !pins.exist() {
         return Err(Error::NotLoaded(interface.to_owned()));
@@ -166,9 +166,8 @@ fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord) -> Result<Attachm
         let what = if link.ifindex == 0 { "a device that is gone" } else { "another device" };
         return Ok(broken(Some(link.program_id), format!("its link is on {what}, which had this name; {reload}")));
     }
-    let (_, programs) =
-        SchedClassifier::query_tcx(interface, TcAttachType::Egress).map_err(|error| asking(io::Error::other(error)))?;
-    match programs.iter().position(|program| program.id() == link.program_id) {
+    let programs = tcx_programs(device.index).map_err(asking)?.unwrap_or_default();
+    match programs.iter().position(|&program| program == link.program_id) {
         Some(at) => Ok(Attachment {
             problem: None,
             program_id: Some(link.program_id),

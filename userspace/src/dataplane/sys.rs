@@ -17,8 +17,9 @@ use qjump_ebpf::{Level, LevelState, State};
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_TCX_EGRESS: u32 = 47;
 
-fn bpf(command: libc::c_int, attribute: &mut [u64; 4]) -> io::Result<libc::c_long> {
+fn bpf(command: libc::c_int, attribute: &mut [u64]) -> io::Result<libc::c_long> {
     // SAFETY: `attribute` is a zero-padded `union bpf_attr` of the size given; the pointers in it are
     // the callers' and outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size_of_val(attribute)) };
@@ -33,15 +34,43 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Two 32-bit fields side by side, in this machine's order.
+fn halves(fields: [u32; 2]) -> u64 {
+    let [a, b] = fields.map(u32::to_ne_bytes);
+    u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
+}
+
+/// The ids of the programs on the tcx egress of an interface, in the order in which they run; `None` if the
+/// kernel has no tcx.
+pub fn tcx_programs(ifindex: u32) -> io::Result<Option<Vec<u32>>> {
+    const BPF_PROG_QUERY: libc::c_int = 16;
+    let mut ids = [0u32; 64];
+    // ifindex and attach type, flags, prog_ids, prog_cnt, and the fields that came later.
+    let mut attribute =
+        [halves([ifindex, BPF_TCX_EGRESS]), 0, ids.as_mut_ptr() as u64, halves([ids.len() as u32, 0]), 0, 0, 0, 0];
+    match bpf(BPF_PROG_QUERY, &mut attribute) {
+        Ok(_) => {
+            let count = u32::from_ne_bytes(attribute[3].to_ne_bytes()[..4].try_into().expect("four bytes"));
+            Ok(Some(ids[..(count as usize).min(ids.len())].to_vec()))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Detaches a link at once. Unlinking its pin would do so too, but only some time later.
+pub fn detach_link(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    bpf(BPF_LINK_DETACH, &mut [halves([fd.as_raw_fd() as u32, 0])]).map(drop)
+}
+
 fn info(fd: BorrowedFd<'_>, words: &mut [u32]) -> io::Result<()> {
     let length = size_of_val(words) as u64;
-    // bpf_fd: u32, info_len: u32, info: u64 (little- and big-endian hosts lay the two halves out differently).
+    // bpf_fd: u32, info_len: u32, info: u64.
     let mut head = [0u32; 2];
     head[0] = fd.as_raw_fd() as u32;
     head[1] = length as u32;
-    // SAFETY: both are eight bytes of plain integers.
-    let head: u64 = unsafe { std::mem::transmute(head) };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut [head, words.as_mut_ptr() as u64, 0, 0]).map(|_| ())
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut [halves(head), words.as_mut_ptr() as u64, 0, 0]).map(|_| ())
 }
 
 /// What makes a map fit for reuse.
@@ -77,7 +106,6 @@ pub struct TcxLink {
 /// The state of a tcx egress link (`struct bpf_link_info`). Fails for anything else.
 pub fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
     const BPF_LINK_TYPE_TCX: u32 = 11;
-    const BPF_TCX_EGRESS: u32 = 47;
     require_kind(fd, "bpf-link")?;
     let mut words = [0u32; 32];
     info(fd, &mut words)?;

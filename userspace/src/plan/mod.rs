@@ -10,7 +10,8 @@
 //!
 //! What the published bound leaves out: it is for the strictest level alone (levels above also delay a
 //! level), and it holds for links that never get slower from edge to core, strict priority in every
-//! switch, and a limiter on every host.
+//! switch and on the sending host itself, and a limiter on every host. The bound begins when a packet
+//! leaves its host: what waits in the host's own qdisc behind other traffic is not in it.
 //!
 //! `P` counts as it does on the wire: padded to a frame of 64 bytes, and 24 bytes more.
 
@@ -131,6 +132,14 @@ pub enum PlanError {
         show_rate(*rate_bps), show_rate(*link_bps)
     )]
     AboveLink { level: Level, factor: f64, rate_bps: f64, link_bps: f64, largest: f64 },
+    #[error(
+        "the levels together allow a host {} on a link of {}: the lower ones could not have what they are promised; \
+         lower a factor",
+        show_rate(*sum_bps), show_rate(*link_bps)
+    )]
+    SumAboveLink { sum_bps: f64, link_bps: f64 },
+    #[error("wire-overhead is {0} bytes; a frame takes 24 beside its L2 bytes, and no tunnel or tag adds over 1000")]
+    WireOverhead(u32),
     #[error("level {level}: a tolerance is for levels of factor 1 or less; a level of factor {factor} has a burst")]
     Tolerance { level: Level, factor: f64 },
     #[error("the epoch would be {0:.3e} ns, too long to count; hosts, max-packet or epsilon is too large")]
@@ -164,6 +173,9 @@ impl Network {
         if !(14..=65_535).contains(&self.max_packet) {
             return Err(PlanError::PacketSize(self.max_packet));
         }
+        if self.wire_overhead > 1_000 {
+            return Err(PlanError::WireOverhead(self.wire_overhead));
+        }
         if self.levels.is_empty() {
             return Err(PlanError::NoLevels);
         }
@@ -185,7 +197,12 @@ impl Network {
             .iter()
             .enumerate()
             .map(|(position, spec)| self.level(*spec, position, bound_ns, epoch_ns))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<LevelPlan>, _>>()?;
+        let sum_bps: f64 = levels.iter().filter_map(|level| level.rate_bps).sum();
+        let link_bps = self.link_rate.bps() as f64;
+        if sum_bps > link_bps {
+            return Err(PlanError::SumAboveLink { sum_bps, link_bps });
+        }
         Ok(Plan { network: self.clone(), levels })
     }
 
@@ -235,23 +252,21 @@ impl Network {
         } else {
             (epoch_ns, rate_bps, factor * f64::from(self.packet_on_wire()))
         };
+        // Above f = n a single host sends more in an epoch than the bound has room for.
+        let max_senders = (f64::from(self.hosts) / factor.max(1.0)).floor() as u32;
         let plan = LevelPlan {
             spec,
             epoch_ns: Some(level_epoch_ns),
             rate_bps: Some(rate_bps),
             burst_bytes: Some(burst_bytes),
-            bound_ns: Some(bound_ns),
+            bound_ns: (max_senders > 0).then_some(bound_ns),
             guaranteed: factor <= 1.0 && position == 0,
-            max_senders: Some(if factor <= 1.0 {
-                self.hosts
-            } else {
-                (f64::from(self.hosts) / factor).floor().max(1.0) as u32
-            }),
+            max_senders: (max_senders > 0).then_some(max_senders),
             // A level above f = 1 has a budget of f P, and may use it up with one packet.
             max_packet: if factor <= 1.0 {
                 self.max_packet
             } else {
-                (burst_bytes as u32).saturating_sub(WIRE_OVERHEAD)
+                (burst_bytes as u32).saturating_sub(self.wire_overhead.max(WIRE_OVERHEAD))
             },
         };
         plan.limit().map_err(|source| PlanError::Limit { level, source })?;
@@ -295,6 +310,8 @@ impl LevelPlan {
             epoch_ns: self.epoch_ns.unwrap_or(0.0),
             rate_bps: self.rate_bps.unwrap_or(0.0),
             bound_ns: self.bound_ns.unwrap_or(-1.0),
+            max_senders: self.max_senders.unwrap_or(0),
+            guaranteed: u32::from(self.guaranteed),
         }
     }
 }
@@ -482,6 +499,19 @@ mod tests {
             }),
             PlanError::Tolerance { .. }
         ));
+    }
+
+    #[test]
+    fn a_host_cannot_promise_more_than_its_link_or_its_bound() {
+        // One host alone sends 4 x 256 bytes, more than 2 x 256 bytes' time of bound.
+        let plan = network(2, 256, "10gbit", &[(7, 4.0)]).plan().unwrap();
+        assert_eq!((plan.levels[0].bound_ns, plan.levels[0].max_senders), (None, None));
+        let error = network(12, 256, "10gbit", &[(7, 10.0), (6, 10.0), (5, 10.0)]).plan().unwrap_err();
+        assert!(matches!(error, PlanError::SumAboveLink { .. }), "{error}");
+        assert!(error.to_string().contains("12.5gbit"), "{error}");
+        let mut wide = network(12, 256, "10gbit", &[(7, 1.0)]);
+        wide.wire_overhead = u32::MAX - 100;
+        assert!(matches!(wide.plan(), Err(PlanError::WireOverhead(_))));
     }
 
     proptest! {

@@ -48,7 +48,7 @@ impl std::fmt::Display for Plan {
         write!(
             f,
             "As published (2015): it holds with strict priority in every switch, links that do not get slower towards \
-             the core, and this limiter on every host."
+             the core, and this limiter on every host; it begins when a packet leaves its host's own queues."
         )?;
         if self.levels.iter().any(|level| level.bound_ns.is_some() && !level.guaranteed) {
             write!(f, " A bound that is not guaranteed leaves out what the levels above it send.")?;
