@@ -7,7 +7,9 @@
 mod latencies;
 mod probe;
 mod realtime;
+mod stalls;
 
 pub use latencies::Latencies;
 pub use probe::{Probe, Progress, Report, flood};
 pub use realtime::{Priority, pin_and_prioritise};
+pub use stalls::StallWatch;

@@ -1,0 +1,82 @@
+//! Notices when this machine's CPUs are away: preempted by a hypervisor, or busy in the kernel.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread::Scope,
+    time::Duration,
+};
+
+use super::pin_and_prioritise;
+use crate::dataplane::sys::monotonic_ns;
+
+/// Threads that do nothing but wake on time, one a CPU, and what they saw. They touch no network, so what
+/// they see is the machine's alone.
+#[derive(Debug)]
+pub struct StallWatch {
+    allowed_ns: u64,
+    longest_ns: AtomicU64,
+    excess_ns: AtomicU64,
+    stop: AtomicBool,
+}
+
+const INTERVAL: Duration = Duration::from_micros(500);
+
+impl StallWatch {
+    /// Stalls of up to `allowed_ns` are allowed for.
+    pub const fn new(allowed_ns: u64) -> Self {
+        Self { allowed_ns, longest_ns: AtomicU64::new(0), excess_ns: AtomicU64::new(0), stop: AtomicBool::new(false) }
+    }
+
+    /// Starts watching these CPUs, until [`Self::stop`].
+    pub fn start<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>, cpus: impl IntoIterator<Item = usize>) {
+        for cpu in cpus {
+            scope.spawn(move || {
+                pin_and_prioritise(cpu);
+                let mut before = monotonic_ns();
+                while !self.stop.load(Relaxed) {
+                    std::thread::sleep(INTERVAL);
+                    let now = monotonic_ns();
+                    let late = (now - before).saturating_sub(INTERVAL.as_nanos() as u64);
+                    self.longest_ns.fetch_max(late, Relaxed);
+                    self.excess_ns.fetch_add(late.saturating_sub(self.allowed_ns), Relaxed);
+                    before = now;
+                }
+            });
+        }
+    }
+
+    /// Ends the watch.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    /// The longest stall, ns.
+    pub fn longest_ns(&self) -> u64 {
+        self.longest_ns.load(Relaxed)
+    }
+
+    /// The time for which CPUs were away beyond what is allowed for, ns.
+    pub fn excess_ns(&self) -> u64 {
+        self.excess_ns.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_exceeds_the_allowance() {
+        let (strict, lenient) = (StallWatch::new(0), StallWatch::new(u64::MAX));
+        std::thread::scope(|scope| {
+            strict.start(scope, [0]);
+            lenient.start(scope, [0]);
+            std::thread::sleep(Duration::from_millis(50));
+            strict.stop();
+            lenient.stop();
+        });
+        // No timer wakes in the very nanosecond.
+        assert!(strict.longest_ns() > 0 && strict.excess_ns() >= strict.longest_ns());
+        assert_eq!(lenient.excess_ns(), 0);
+    }
+}
