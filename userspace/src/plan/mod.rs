@@ -534,9 +534,13 @@ mod tests {
                 if factor <= 1.0 {
                     prop_assert!(limit.burst_ns() as f64 >= level.epoch_ns.unwrap());
                 } else {
-                    // The limiter's burst in time is never worth more than the planned bytes, one clock tick aside.
-                    let bytes = (limit.burst_ns() as f64 - 1.0) * level.rate_bps.unwrap() / 8e9;
-                    prop_assert!(bytes <= level.burst_bytes.unwrap() * (1.0 + 1e-9));
+                    // One packet of the whole burst passes, one byte more does not, and no price is too low.
+                    let burst = level.burst_bytes.unwrap() as u32;
+                    if burst < qjump_ebpf::limiter::MAX_COST_BYTES {
+                        let price = limit.cost_ns(0, 2, burst);
+                        prop_assert!(price.is_some_and(|ns| ns as f64 >= f64::from(burst) * 8e9 / level.rate_bps.unwrap() - 1.0));
+                        prop_assert_eq!(limit.cost_ns(0, 2, burst + 1), None);
+                    }
                 }
             }
         }
