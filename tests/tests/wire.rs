@@ -50,8 +50,10 @@ fn capture(link: &Link, work: impl FnOnce() -> Result<()>) -> Result<String> {
                 (data.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some(data.tp_vlan_tci)
             }
         };
-        // The far host's own answers pass by too (nobody listens on the port).
-        if frame[6..12] != [2, 0, 0, 0, 9, 1] {
+        // Other things pass by: the far host's answers (nobody listens on the port), and the near kernel's
+        // reports of its IPv6 multicast groups. Ours is UDP from the near host.
+        let protocol = if frame[12..14] == [0x86, 0xdd] { frame[20] } else { frame[23] };
+        if frame[6..12] != [2, 0, 0, 0, 9, 1] || protocol != 17 {
             continue;
         }
         let class = match frame[12..14] {
