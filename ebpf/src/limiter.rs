@@ -286,6 +286,14 @@ impl LevelLimit {
         self.burst_ns
     }
 
+    /// How much earlier than an epoch after the last a packet may come, ns; 0 where bytes are counted.
+    pub const fn tolerance_ns(&self) -> u64 {
+        match self.charge() {
+            Charge::Packet => self.burst_ns - self.epoch_ns,
+            _ => 0,
+        }
+    }
+
     /// The longest that a word of this configuration can be ahead of the clock, ns.
     pub const fn ceiling_ns(&self) -> u64 {
         self.ceiling_ns

@@ -65,7 +65,7 @@ fn missing_and_mixed_arguments() -> Result<()> {
     check(&run(&["plan", "--hosts", "3"])?, 64, &["--link-rate"]);
     check(&run(&["load", "--config", "/nonexistent.toml"])?, 64, &["/nonexistent.toml", "No such file"]);
     check(&run(&["unload"])?, 64, &["--interface"]);
-    check(&run(&["status", "--interface", "qjnone"])?, 1, &["not loaded", "qjump status"]);
+    check(&run(&["status", "--interface", "qjnone"])?, 2, &["not loaded", "qjump status"]);
     check(&run(&["laod"])?, 64, &["load"]);
     let mut no_interface = vec!["load"];
     no_interface.extend(PLAN);
@@ -165,14 +165,16 @@ fn without_rights_it_says_which_are_missing() -> Result<()> {
         command.process_group(0).output()
     };
     check(&nobody(&arguments)?, 1, &["CAP_BPF", "sudo"]);
-    check(&nobody(&["unload", "--interface", &link.device])?, 1, &["CAP_BPF", "sudo"]);
+    check(&nobody(&["unload", "--interface", &link.device])?, 1, &["CAP_BPF", "removing eBPF programs", "sudo"]);
     assert!(!link.pins().exist());
     // Planning needs no rights.
     let mut plan = vec!["plan"];
     plan.extend(PLAN);
     assert!(nobody(&plan)?.status.success());
     link.load(&[])?;
-    check(&nobody(&["status"])?, 1, &["/sys/fs/bpf/qjump"]);
+    for arguments in [&["status"][..], &["status", "--interface", &link.device]] {
+        check(&nobody(arguments)?, 1, &["/sys/fs/bpf/qjump", "run it as root"]);
+    }
     fs::remove_file(copy)?;
     Ok(())
 }

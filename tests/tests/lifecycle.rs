@@ -8,12 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions};
-use qjump_ebpf::names;
+use aya::{
+    EbpfLoader,
+    maps::{Array, Map, MapData},
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
+use qjump::dataplane::Maps;
+use qjump_ebpf::{Config, names};
 use qjump_tests::{
     arrivals::Witness,
     link::{FAR, Link, NEAR, failed, succeeded},
-    program::{classifier, lab},
+    program::{classifier, lab, object},
     sender,
 };
 
@@ -45,6 +50,21 @@ fn the_program_survives_its_loader_and_unload_leaves_nothing() -> Result<()> {
     assert_eq!(level["reasons"]["passed"]["packets"], 1);
     assert_eq!(level["passed_bytes"], 64 + 42 + 24);
     assert!(level["last_activity_ns_ago"].as_u64().is_some_and(|age| age < 60_000_000_000));
+    assert_eq!((&level["max_packet_bytes"], &level["oversize"]), (&256.into(), &"demote".into()));
+    assert_eq!((&status["pcp"], &level["tolerance_ns"]), (&false.into(), &0.into()));
+    link.load(&["--pcp", "--tolerance", "1us", "--oversize", "drop"])?;
+    let status = link.status()?;
+    let level = &status["levels"][0];
+    assert_eq!(
+        (&status["pcp"], &level["tolerance_ns"], &level["oversize"]),
+        (&true.into(), &1_000.into(), &"drop".into())
+    );
+    let text = succeeded(&link.qjump(&["status", "--interface", &link.device])?)?;
+    for part in
+        ["epoch", "tolerance", "1us", "max packet", "256 B", "drop", "wire bytes", "notes", "802.1p priority written"]
+    {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
 
     link.unload()?;
     assert_eq!(programs(&link)?, [""; 0]);
@@ -310,12 +330,117 @@ fn an_interface_of_the_same_name_elsewhere_is_left_alone() -> Result<()> {
         assert_eq!(status, 1);
         assert!(error.contains("another network namespace") && error.contains("--force"), "{error}");
     }
-    // Seen from there, it is enforced all the same; and nothing has happened to it.
-    let text = succeeded(&run(&["status", "--interface", &link.device])?)?;
-    assert!(text.contains("enforced"), "{text}");
+    // Seen from there, it is enforced all the same, and shown as what it is; but the one there is not.
+    let output = run(&["status", "--interface", &link.device])?;
+    let (status, error) = failed(&output);
+    assert_eq!(status, 2);
+    assert!(error.contains("nothing is loaded on an interface of this name here"), "{error}");
+    let text = String::from_utf8(output.stdout)?;
+    let netns = link.status()?["netns"].as_u64().context("a namespace")?;
+    for part in [&format!("in namespace net:[{netns}], seen from another namespace"), "enforced at tcx egress"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let text = String::from_utf8(run(&["status"])?.stdout)?;
+    assert!(text.contains(&format!("{} in namespace net:[{netns}]", link.device)), "{text}");
     assert_eq!((&link.status()?["attached"], &link.status()?["generation"]), (&true.into(), &1.into()));
     succeeded(&run(&["unload", "--interface", &link.device, "--force"])?)?;
     assert_eq!(programs(&link)?, [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_clsact_filter_elsewhere_is_removed_only_there() -> Result<()> {
+    let link = Link::new()?;
+    let before = link.tc_state()?;
+    link.load(&["--hook", "clsact"])?;
+    let other = Link::new()?;
+    other.near.ip(&format!("link add {} type veth peer name qjtsame3", link.device))?;
+    for force in [&[][..], &["--force"]] {
+        let (status, error) = failed(&other.qjump(&[&["unload", "--interface", &link.device][..], force].concat())?);
+        assert_eq!(status, 1);
+        let remedy =
+            format!("`nsenter --net=/run/netns/{} qjump unload --interface {}`", link.near.name(), link.device);
+        assert!(error.contains(&remedy), "{error}");
+    }
+    let text = String::from_utf8(other.qjump(&["status"])?.stdout)?;
+    assert!(text.contains("seen from another namespace: enforced at clsact egress"), "{text}");
+    assert_eq!(link.status()?["attached"], true);
+    // Once its interface is gone, its record can go from anywhere.
+    link.near.ip(&format!("link delete {}", link.device))?;
+    until("the kernel has freed the program", || !Maps::in_use(&link.pins()))?;
+    assert_eq!(failed(&other.qjump(&["status", "--interface", &link.device])?).0, 2);
+    succeeded(&other.qjump(&["unload", "--interface", &link.device])?)?;
+    link.plug()?;
+    assert_eq!(link.tc_state()?, before);
+    Ok(())
+}
+
+/// Waits for what the kernel does in its own time.
+fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
+    for _ in 0..300 {
+        if holds() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    anyhow::bail!("30 s have passed before {what}")
+}
+
+#[test]
+fn a_filter_without_pins_is_named_with_its_remedy() -> Result<()> {
+    let link = Link::new()?;
+    let before = link.tc_state()?;
+    link.load(&["--hook", "clsact"])?;
+    link.pins().remove()?;
+    let mut load = vec!["load", "--interface", &link.device];
+    load.extend(qjump_tests::link::PLAN);
+    let mut remedies = String::new();
+    for arguments in [
+        &[&load[..], &["--hook", "clsact"]].concat()[..],
+        &[&load[..], &["--hook", "tcx"]].concat(),
+        &["unload", "--interface", &link.device],
+        &["status", "--interface", &link.device],
+    ] {
+        let (status, error) = failed(&link.qjump(arguments)?);
+        assert_eq!(status, 1);
+        remedies = error.split('`').filter_map(|part| Some(part.strip_prefix("tc ")?.to_owned() + "\n")).collect();
+    }
+    assert!(!link.pins().exist());
+    link.near.batch("tc", &remedies)?;
+    assert_eq!(link.tc_state()?, before, "{remedies}");
+    link.load(&[])?;
+    assert_eq!(programs(&link)?, [names::PROGRAM]);
+    Ok(())
+}
+
+#[test]
+fn pins_of_another_version_are_named_and_hide_no_others() -> Result<()> {
+    let (link, other) = (Link::new()?, Link::new()?);
+    other.load(&[])?;
+    link.load(&[])?;
+    let path = link.pins().map(names::CONFIG);
+    let mut slots: Array<_, Config> = Array::try_from(Map::Array(MapData::from_pin(&path)?))?;
+    let mut config = slots.get(&0, 0)?;
+    config.plan.version += 1;
+    slots.set(0, config, 0)?;
+    let check = |part: &str| -> Result<()> {
+        let output = link.qjump(&["status"])?;
+        let (status, error) = failed(&output);
+        assert_eq!(status, 1);
+        let message = format!("{} was loaded by another version of qjump{part}; unload and load it again", link.device);
+        assert!(error.contains(&message), "{error}");
+        assert!(String::from_utf8(output.stdout)?.contains(&other.device));
+        Ok(())
+    };
+    check(" and is still in force")?;
+    // The same with a map that has our name and another shape, which no program uses.
+    let mut object = EbpfLoader::new().map_max_entries(names::STATE, 2).load(&object("QJUMP_OBJECT", "qjump.o")?)?;
+    fs::remove_file(link.pins().map(names::STATE))?;
+    object.map_mut(names::STATE).context("the map")?.pin(link.pins().map(names::STATE))?;
+    check(", and is in force no more")?;
+    link.unload()?;
+    assert_eq!(programs(&link)?, [""; 0]);
+    link.load(&[])?;
     Ok(())
 }
 
@@ -433,11 +558,16 @@ fn bpffs_is_mounted_when_it_is_not() -> Result<()> {
 fn pins_that_would_vanish_with_the_command_are_refused() -> Result<()> {
     let link = Link::new()?;
     let binary = qjump_tests::link::binary();
-    let mut command = link.near.command(binary.to_str().context("a path in UTF-8")?); // ip netns exec
-    let output = command.args(["load", "--interface", &link.device]).args(qjump_tests::link::PLAN).output()?;
-    let (status, error) = failed(&output);
-    assert_eq!(status, 1);
-    assert!(error.contains("nsenter --net"), "{error}");
+    let binary = binary.to_str().context("a path in UTF-8")?;
+    let ip_netns_exec = |arguments: &[&str]| link.near.command(binary).args(arguments).output();
+    let mut load = vec!["load", "--interface", &link.device];
+    load.extend(qjump_tests::link::PLAN);
+    // The same for what is pinned already, and cannot be seen from there.
+    for arguments in [&load[..], &["status"], &["status", "--interface", &link.device], &["unload", "--all"]] {
+        let (status, error) = failed(&ip_netns_exec(arguments)?);
+        assert_eq!(status, 1);
+        assert!(error.contains("nsenter --net"), "{error}");
+    }
     assert_eq!(programs(&link)?, [""; 0]);
     Ok(())
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Failure, plan::NetworkArgs, print};
-use crate::dataplane::{self, Hook, Request};
+use crate::dataplane::{self, Error, Hook, Request};
 
 /// Limit and mark what leaves through interfaces; again to replace plan and program
 #[derive(Args)]
@@ -30,7 +30,7 @@ pub struct UnloadCommand {
     /// Every interface of this network namespace that qjump is loaded on
     #[arg(long, conflicts_with = "interface")]
     all: bool,
-    /// Also what belongs to an interface of another network namespace
+    /// Also what belongs to an interface of another network namespace; a clsact filter can only be removed there
     #[arg(long)]
     force: bool,
 }
@@ -68,7 +68,9 @@ impl UnloadCommand {
             match dataplane::unload(&interface, self.force) {
                 Ok(()) => print(format!("{interface}: unloaded"))?,
                 // "All" means those that are this namespace's to unload.
-                Err(error @ dataplane::Error::OtherNamespace { .. }) if self.all => {
+                Err(error @ (Error::OtherNamespace { .. } | Error::FilterElsewhere { .. }))
+                    if self.all && !self.force =>
+                {
                     print(format!("{interface}: left alone: {error}"))?;
                 }
                 Err(error) if error.is_usage() => return Err(error.into()),

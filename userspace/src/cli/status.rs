@@ -1,23 +1,29 @@
 //! `qjump status`.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use clap::Args;
-use qjump_ebpf::{Charge, Config, Level, Reason, layout::Count};
+use qjump_ebpf::{
+    Charge, Config, Level, LevelLimit, Reason,
+    layout::{Count, FLAG_PRIORITY_TAG},
+};
 use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
-    dataplane::{self, InterfaceStatus, LevelStatus},
+    dataplane::{self, Error, InterfaceStatus, LevelStatus},
     plan::bound_in_force,
     table::Table,
     units::{show_ns, show_rate},
 };
 
-/// Show what is in force and what it did, asked from the kernel; exit status 2 if it is not attached
+/// Show what is in force and what it did, asked from the kernel; exit status 2 if nothing is, or not all of it
 #[derive(Args)]
 pub struct StatusCommand {
-    /// Interface; without it, every one that qjump is loaded on
+    /// Interface of this network namespace; without it, every one that qjump is loaded on, in all namespaces
     #[arg(long, value_name = "IF")]
     interface: Option<String>,
     /// Print JSON, with --watch one line a time
@@ -42,6 +48,12 @@ impl StatusCommand {
                 match dataplane::status(name) {
                     Ok(status) => statuses.push(status),
                     Err(error) if error.is_usage() => return Err(error.into()),
+                    // Asked for by name, it should be there; from the list, it has just been unloaded.
+                    Err(error @ Error::NotLoaded(_)) => {
+                        if self.interface.is_some() {
+                            eprintln!("qjump: {error}");
+                        }
+                    }
                     Err(error) => failures.push(error.to_string()),
                 }
             }
@@ -49,7 +61,7 @@ impl StatusCommand {
                 let json = to_json(&statuses);
                 print(if self.watch { json.to_string() } else { format!("{json:#}") })?;
             } else if names.is_empty() {
-                print("qjump is not loaded on any interface; `qjump load --help` says how")?;
+                print("not enforced: qjump is not loaded on any interface; `qjump load --help` says how")?;
             } else {
                 // The table replaces itself on a terminal, and follows itself in a pipe.
                 if self.watch && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
@@ -62,9 +74,17 @@ impl StatusCommand {
             if !failures.is_empty() {
                 return Err(Failure::Failed(failures.join("\nqjump: ")));
             }
+            // A name means the interface here, and one elsewhere does nothing for it.
+            let stranger = statuses.iter().find(|status| status.elsewhere && self.interface.is_some());
+            if let Some(InterfaceStatus { interface, .. }) = stranger {
+                eprintln!(
+                    "qjump: not enforced: what is loaded on '{interface}' is in another network namespace; nothing is \
+                     loaded on an interface of this name here"
+                );
+            }
             if !self.watch {
-                let all_attached = statuses.iter().all(|status| status.attached);
-                return if all_attached { Ok(()) } else { Err(Failure::DoesNotHold) };
+                let holds = !statuses.is_empty() && statuses.iter().all(|status| status.attached) && stranger.is_none();
+                return if holds { Ok(()) } else { Err(Failure::DoesNotHold) };
             }
             before = statuses.iter().flat_map(passed_by_level).collect();
             std::thread::sleep(Duration::from_secs(1));
@@ -90,9 +110,28 @@ fn rate(config: &Config, level: Level) -> Option<f64> {
     positive(config.plan.levels[level.index()].rate_bps)
 }
 
+fn epoch(config: &Config, level: Level) -> Option<f64> {
+    positive(config.plan.levels[level.index()].epoch_ns)
+}
+
+fn pcp(config: &Config) -> bool {
+    config.flags & FLAG_PRIORITY_TAG != 0
+}
+
+/// The limit of a level that has one.
+fn limited(config: &Config, level: Level) -> Option<&LevelLimit> {
+    Some(&config.limits[level.index()]).filter(|limit| matches!(limit.charge(), Charge::Packet | Charge::Byte))
+}
+
+/// The rule for larger packets, as `load --oversize` takes it.
+fn oversize(limit: &LevelLimit) -> &'static str {
+    if limit.drops_oversize() { "drop" } else { "demote" }
+}
+
 fn to_json(statuses: &[InterfaceStatus]) -> Value {
     json!({
         "schema_version": 1,
+        "at_unix_ns": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
         "interfaces": statuses.iter().map(interface_json).collect::<Vec<_>>(),
     })
 }
@@ -101,6 +140,7 @@ fn interface_json(status: &InterfaceStatus) -> Value {
     let plan = &status.config.plan;
     json!({
         "interface": status.interface,
+        "netns": plan.netns,
         "hook": status.hook,
         "attached": status.attached,
         "problem": status.problem,
@@ -112,6 +152,7 @@ fn interface_json(status: &InterfaceStatus) -> Value {
         "hosts": plan.hosts,
         "link_rate_bps": plan.link_rate_bps,
         "epsilon_ns": plan.epsilon_ns,
+        "pcp": pcp(&status.config),
         "levels": status.levels.iter().map(|level| level_json(&status.config, level)).collect::<Vec<_>>(),
     })
 }
@@ -127,8 +168,11 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
     json!({
         "level": level.level.number(),
         "factor": factor(config, level.level),
-        "epoch_ns": positive(config.plan.levels[level.level.index()].epoch_ns),
+        "epoch_ns": epoch(config, level.level),
         "rate_bps": rate(config, level.level),
+        "tolerance_ns": limited(config, level.level).map(LevelLimit::tolerance_ns),
+        "max_packet_bytes": limited(config, level.level).map(LevelLimit::max_packet),
+        "oversize": limited(config, level.level).map(oversize),
         "bound_ns": bound_in_force(config, level.level),
         "guaranteed": config.plan.levels[level.level.index()].guaranteed == 1,
         "max_senders": bound_in_force(config, level.level).map(|_| config.plan.levels[level.level.index()].max_senders),
@@ -152,7 +196,12 @@ impl std::fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { status, before } = self;
         let plan = &status.config.plan;
-        write!(f, "{}: ", status.interface)?;
+        let elsewhere = if status.elsewhere {
+            format!(" in namespace net:[{}], seen from another namespace", plan.netns)
+        } else {
+            String::new()
+        };
+        write!(f, "{}{elsewhere}: ", status.interface)?;
         match (&status.problem, status.position) {
             (Some(problem), _) => write!(f, "NOT ENFORCED: {problem}")?,
             (None, Some((at, of))) => {
@@ -166,26 +215,41 @@ impl std::fmt::Display for Text<'_> {
         }
         writeln!(
             f,
-            "\n{} hosts, {} links, epsilon {}, plan number {}",
+            "\n{} hosts, {} links, epsilon {}, {}plan number {}",
             plan.hosts,
             show_rate(plan.link_rate_bps as f64),
             show_ns(plan.epsilon_ns as f64),
+            if pcp(&status.config) { "802.1p priority written, " } else { "" },
             plan.generation
         )?;
-        let mut header =
-            vec!["level", "factor", "rate", "bound", "passed", "bytes", "demoted", "dropped", "last packet"];
+        let mut table =
+            Table::new(["level", "factor", "epoch", "tolerance", "rate", "max packet", "larger ones", "bound"]);
+        for level in status.levels.iter().map(|level| level.level) {
+            let config = &status.config;
+            let limit = limited(config, level);
+            let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+            table.row([
+                level.to_string(),
+                or_none(factor(config, level).map(|factor| factor.to_string())),
+                or_none(epoch(config, level).map(show_ns)),
+                or_none(limit.map(|limit| show_ns(limit.tolerance_ns() as f64))),
+                permitted(config, level),
+                or_none(limit.map(|limit| format!("{} B", limit.max_packet()))),
+                or_none(limit.map(|limit| oversize(limit).to_owned())),
+                bound(config, level),
+            ]);
+        }
+        writeln!(f, "{table}")?;
+        let mut header = vec!["level", "passed", "wire bytes", "demoted", "dropped", "last packet"];
         if !before.is_empty() {
             header.push("rate now");
         }
-        header.push("why not passed");
+        header.push("notes");
         let mut table = Table::new(header);
         for level in &status.levels {
             let passed = level.passed();
             let mut row = vec![
                 level.level.to_string(),
-                factor(&status.config, level.level).map_or("-".to_owned(), |factor| factor.to_string()),
-                limit(&status.config, level.level),
-                bound(&status.config, level.level),
                 passed.packets.to_string(),
                 passed.bytes.to_string(),
                 level.demoted().packets.to_string(),
@@ -197,7 +261,7 @@ impl std::fmt::Display for Text<'_> {
                 let bytes = before.get(&key).map_or(0, |count| passed.bytes.saturating_sub(count.bytes));
                 row.push(show_rate(bytes as f64 * 8.0));
             }
-            row.push(reasons(level));
+            row.push(notes(level));
             table.row(row);
         }
         write!(f, "{table}")
@@ -213,7 +277,7 @@ fn bound(config: &Config, level: Level) -> String {
     }
 }
 
-fn limit(config: &Config, level: Level) -> String {
+fn permitted(config: &Config, level: Level) -> String {
     match config.limits[level.index()].charge() {
         Charge::NotConfigured if level != Level::BEST_EFFORT => "not planned".to_owned(),
         Charge::NotConfigured | Charge::Unlimited => "unlimited".to_owned(),
@@ -230,7 +294,7 @@ fn last_packet(level: &LevelStatus) -> String {
     }
 }
 
-fn reasons(level: &LevelStatus) -> String {
+fn notes(level: &LevelStatus) -> String {
     let seen: Vec<String> = Reason::ALL
         .into_iter()
         .filter(|&reason| reason != Reason::Passed && level.count(reason).packets > 0)

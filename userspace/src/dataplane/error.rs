@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+use super::sys::namespace_path;
+
 /// An error of [`super::load`], [`super::unload`] or [`super::status`].
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the message is the documentation")]
@@ -14,9 +16,12 @@ pub enum Error {
     )]
     NoObject,
     #[error(
-        "missing {0}: loading eBPF programs needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; run it as root, for example with sudo"
+        "missing {missing}: {doing} eBPF programs needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; run it as root, for \
+         example with sudo"
     )]
-    Capability(&'static str),
+    Capability { missing: &'static str, doing: &'static str },
+    #[error("{path} is for root alone; run it as root, for example with sudo")]
+    Permission { path: PathBuf },
     #[error("there is no interface '{0}' in this network namespace; `ip link` lists what there is")]
     NoInterface(String),
     #[error("interface '{0}' is given twice; name each interface once")]
@@ -36,8 +41,8 @@ pub enum Error {
     #[error("cannot mount the BPF file system at {path}: {source}; mount it by hand: mount -t bpf bpf {path}")]
     Mount { path: &'static str, source: io::Error },
     #[error(
-        "{path} is not mounted, and this command has mounts of its own (`ip netns exec` makes them): what is pinned here \
-         would be gone when it ends. Enter a network namespace with `nsenter --net=/run/netns/NAME` instead"
+        "{path} is not mounted, and this command has mounts of its own (`ip netns exec` makes them): what is pinned on \
+         this host cannot be seen from here, and what is pinned here would be gone when it ends. Enter a network namespace with `nsenter --net=/run/netns/NAME` instead"
     )]
     PrivateMounts { path: &'static str },
     #[error("cannot use {path}: {source}")]
@@ -61,6 +66,21 @@ pub enum Error {
         "this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.12 or later on x86-64, 5.18 on arm64 (eBPF compare-exchange)"
     )]
     Kernel { what: &'static str, detail: String },
+    #[error("{interface} was loaded by another version of qjump{}; unload and load it again: `qjump unload --interface {interface}`",
+        if *in_force { " and is still in force" } else { ", and is in force no more" })]
+    OtherVersion { interface: String, in_force: bool },
+    #[error(
+        "interface {interface} has a filter of qjump on clsact whose pins are gone, so it cannot be managed; remove it: \
+         `tc filter del dev {interface} egress pref 1 handle 0x716a bpf`, and then, if nothing else is on clsact, `tc qdisc \
+         del dev {interface} clsact`"
+    )]
+    Orphan { interface: String },
+    #[error(
+        "'{interface}' is loaded in another network namespace (net:[{netns}]), as a clsact filter, which can be removed \
+         only there: `nsenter --net={} qjump unload --interface {interface}`",
+        namespace_path(*netns).map_or("NAMESPACE".to_owned(), |path| path.display().to_string())
+    )]
+    FilterElsewhere { interface: String, netns: u64 },
     #[error(
         "the state of '{interface}' belongs to an interface of that name in another network namespace (net:[{netns}]); \
          work on it there, with nsenter --net, or remove it for good with `qjump unload --interface {interface} --force`"

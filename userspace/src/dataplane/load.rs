@@ -127,7 +127,7 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     let flags = if request.pcp { FLAG_PRIORITY_TAG } else { 0 };
     let config = request.plan.config(flags)?;
     let interfaces = check_interfaces(request)?;
-    require_capabilities()?;
+    require_capabilities("loading")?;
 
     let mounted = ensure_bpffs()?;
     let result = load_locked(interfaces, request.hook, &config);
@@ -154,25 +154,30 @@ fn load_locked(interfaces: Vec<Interface>, hook: Hook, config: &Config) -> Resul
 /// `force`, also what belongs to an interface of another network namespace.
 ///
 /// # Errors
-/// If nothing is loaded there, it belongs to another network namespace, or the kernel refuses.
+/// If nothing is loaded there, it belongs to another network namespace, or the kernel refuses. A clsact
+/// filter can be reached from its own namespace alone, whatever the force.
 pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
     check_name(interface)?;
-    require_capabilities()?;
+    require_capabilities("removing")?;
     let pins = Pins::of(interface);
-    let not_loaded = || Error::NotLoaded(interface.to_owned());
-    if !pins.exist() {
-        return Err(not_loaded());
+    if !pins.find()? {
+        return Err(not_loaded(interface));
     }
     let _lock = Lock::take()?;
-    if !pins.exist() {
-        return Err(not_loaded());
+    if !pins.find()? {
+        return Err(not_loaded(interface));
     }
     let plan = Maps::open(interface, &pins).ok().map(|maps| maps.in_force().plan);
     let here = sys::network_namespace().map_err(Error::io(interface, "asking for the network namespace"))?;
-    if let Some(plan) = plan.filter(|plan| plan.netns != here && !force)
-        && (plan.hook == HOOK_CLSACT || live_link(&pins).is_some())
-    {
-        return Err(Error::OtherNamespace { interface: interface.to_owned(), netns: plan.netns });
+    if let Some(plan) = plan.filter(|plan| plan.netns != here) {
+        let (interface, netns) = (interface.to_owned(), plan.netns);
+        match plan.hook {
+            HOOK_CLSACT if Maps::in_use(&pins) => return Err(Error::FilterElsewhere { interface, netns }),
+            HOOK_TCX if !force && live_link(&pins).is_some() => {
+                return Err(Error::OtherNamespace { interface, netns });
+            }
+            _ => {}
+        }
     }
     if let Some(link) = live_link(&pins) {
         sys::detach_link(link.as_fd()).map_err(Error::io(interface, "detaching its program"))?;
@@ -187,6 +192,16 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
         detach_clsact(index, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
     }
     pins.remove().map_err(Error::io(interface, "removing its pins"))
+}
+
+/// Why there is nothing to unload or to show: never loaded, or a filter without its pins.
+pub(super) fn not_loaded(interface: &str) -> Error {
+    let orphan = netlink::interface(interface)
+        .ok()
+        .flatten()
+        .is_some_and(|device| clsact_filter(device.index).is_ok_and(|filter| filter.is_some()));
+    let interface = interface.to_owned();
+    if orphan { Error::Orphan { interface } } else { Error::NotLoaded(interface) }
 }
 
 fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
@@ -216,7 +231,7 @@ fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
 }
 
 /// CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, as in the kernel.
-fn require_capabilities() -> Result<(), Error> {
+fn require_capabilities(doing: &'static str) -> Result<(), Error> {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_PERFMON: u64 = 1 << 38; // The verifier's checks of pointers need it.
@@ -229,11 +244,11 @@ fn require_capabilities() -> Result<(), Error> {
         .unwrap_or(0);
     for (capability, name) in [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")] {
         if effective & (capability | CAP_SYS_ADMIN) == 0 {
-            return Err(Error::Capability(name));
+            return Err(Error::Capability { missing: name, doing });
         }
     }
     if effective & CAP_NET_ADMIN == 0 {
-        return Err(Error::Capability("CAP_NET_ADMIN"));
+        return Err(Error::Capability { missing: "CAP_NET_ADMIN", doing });
     }
     Ok(())
 }
@@ -248,6 +263,11 @@ fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo)
         && let Some(old) = earlier_name(&interface)
     {
         return Err(Error::Renamed { interface: name, old });
+    }
+    if matches!(found, Found::Nothing | Found::Leftovers { .. })
+        && clsact_filter(interface.index).map_err(Error::io(&name, "listing its filters"))?.is_some()
+    {
+        return Err(Error::Orphan { interface: name });
     }
     let hook = match (wanted, &found) {
         (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
@@ -329,7 +349,9 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
     }
     let filter = clsact_filter(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
     match Maps::open(&interface.name, pins).map(|maps| maps.in_force().plan) {
-        Ok(plan) if plan.hook == HOOK_CLSACT && plan.netns != here => Err(other_namespace(plan.netns)),
+        Ok(plan) if plan.hook == HOOK_CLSACT && plan.netns != here && Maps::in_use(pins) => {
+            Err(Error::FilterElsewhere { interface: interface.name.clone(), netns: plan.netns })
+        }
         Ok(plan) if plan.hook == HOOK_CLSACT && filter.is_some() && plan.ifindex == interface.index => {
             Ok(Found::Clsact)
         }
@@ -337,7 +359,7 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
             Ok(Found::Leftovers { created_clsact: plan.ifindex == interface.index && plan.created_clsact == 1 })
         }
         // A filter of ours runs on maps that cannot be read: not for a load to throw away.
-        Err(error) if filter.is_some() => Err(error),
+        Err(error) if filter.is_some() || matches!(error, Error::OtherVersion { in_force: true, .. }) => Err(error),
         Err(_) => Ok(Found::Leftovers { created_clsact: false }),
     }
 }

@@ -21,7 +21,7 @@ use qjump_ebpf::{
 use super::{
     Error,
     pins::Pins,
-    sys::{MapShape, SharedState, grace_period, map_shape, monotonic_ns, open_pin},
+    sys::{MapShape, SharedState, grace_period, map_info, map_is_used, monotonic_ns, open_pin},
 };
 
 const ARRAY: u32 = 2;
@@ -52,11 +52,25 @@ impl Maps {
     pub fn open(interface: &str, pins: &Pins) -> Result<Self, Error> {
         let corrupt =
             |name: &str, why: String| Error::CorruptPin { path: pins.map(name), why, interface: interface.to_owned() };
+        let other_version = |id| Error::OtherVersion { interface: interface.to_owned(), in_force: map_is_used(id) };
+        let mut state_id = 0;
         for (name, wanted) in shapes() {
-            let fd = open_pin(&pins.map(name)).map_err(|error| corrupt(name, format!("cannot be opened: {error}")))?;
-            let shape = map_shape(fd.as_fd()).map_err(|error| corrupt(name, error.to_string()))?;
-            if shape != wanted {
-                return Err(corrupt(name, format!("the map has {shape:?} instead of {wanted:?}")));
+            let path = pins.map(name);
+            let fd = open_pin(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => Error::Permission { path },
+                _ => corrupt(name, format!("cannot be opened: {error}")),
+            })?;
+            let map = map_info(fd.as_fd()).map_err(|error| corrupt(name, error.to_string()))?;
+            if map.shape != wanted {
+                // A map that was made with our name is ours, of another layout.
+                return Err(if map.name == name {
+                    other_version(map.id)
+                } else {
+                    corrupt(name, format!("it is another map, '{}'", map.name))
+                });
+            }
+            if name == names::STATE {
+                state_id = map.id;
             }
         }
         let open = |name| {
@@ -66,9 +80,14 @@ impl Maps {
             .map_err(|error| corrupt(names::STATE, error.to_string()))?;
         let version = maps.in_force().plan.version;
         if version != VERSION {
-            return Err(corrupt(names::CONFIG, format!("its layout is version {version}, not {VERSION}")));
+            return Err(other_version(state_id));
         }
         Ok(maps)
+    }
+
+    /// Whether a program still uses the pinned maps, in whatever network namespace it is attached.
+    pub fn in_use(pins: &Pins) -> bool {
+        open_pin(&pins.map(names::STATE)).and_then(|fd| map_info(fd.as_fd())).is_ok_and(|state| map_is_used(state.id))
     }
 
     /// The maps of an object that has just been loaded.

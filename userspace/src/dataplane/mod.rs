@@ -24,7 +24,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// The interfaces that qjump is loaded on, or has left pins of.
 ///
 /// # Errors
-/// If /sys/fs/bpf/qjump is there and cannot be read.
+/// If /sys/fs/bpf/qjump is there and cannot be read, or this command has mounts of its own.
 pub fn loaded_interfaces() -> Result<Vec<String>, Error> {
-    Pins::interfaces().map_err(Error::io("(all)", "listing /sys/fs/bpf/qjump"))
+    pins::require_visible()?;
+    Pins::interfaces().map_err(pins::unreadable)
 }

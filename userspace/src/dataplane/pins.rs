@@ -50,9 +50,18 @@ impl Pins {
         self.directory.join("links").join(names::PROGRAM)
     }
 
-    /// Whether anything is there.
+    /// Whether anything is there, as far as this user can see.
     pub fn exist(&self) -> bool {
         self.directory.exists()
+    }
+
+    /// Whether anything is there.
+    ///
+    /// # Errors
+    /// If this command may not know: it lacks the rights, or has mounts of its own.
+    pub fn find(&self) -> Result<bool, Error> {
+        require_visible()?;
+        self.directory.try_exists().map_err(unreadable)
     }
 
     /// Makes the directories.
@@ -90,6 +99,14 @@ impl Pins {
     }
 }
 
+/// Why the directory of all pins cannot be read.
+pub fn unreadable(source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => Error::Permission { path: root() },
+        _ => Error::Directory { path: root(), source },
+    }
+}
+
 fn root() -> PathBuf {
     Path::new(BPFFS).join("qjump")
 }
@@ -115,15 +132,19 @@ pub fn check_name(interface: &str) -> Result<(), Error> {
     if valid { Ok(()) } else { Err(Error::BadName(interface.to_owned())) }
 }
 
+/// Refuses to call "not there" what this command cannot see.
+pub fn require_visible() -> Result<(), Error> {
+    let mounted = statfs(BPFFS).is_ok_and(|answer| answer.filesystem_type() == BPF_FS_MAGIC);
+    if !mounted && runs_under_ip_netns_exec() { Err(Error::PrivateMounts { path: BPFFS }) } else { Ok(()) }
+}
+
 /// Mounts the BPF file system if it is not; whether it did.
 pub fn ensure_bpffs() -> Result<bool, Error> {
+    require_visible()?;
     let failed = |source: io::Error| Error::Mount { path: BPFFS, source };
     let kind = statfs(BPFFS).map_err(|errno| failed(errno.into()))?.filesystem_type();
     if kind == BPF_FS_MAGIC {
         return Ok(false);
-    }
-    if runs_under_ip_netns_exec() {
-        return Err(Error::PrivateMounts { path: BPFFS });
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .map_err(|errno| failed(errno.into()))?;

@@ -9,7 +9,7 @@ use qjump_ebpf::{
 
 use super::{
     Error,
-    load::clsact_filter,
+    load::{clsact_filter, not_loaded},
     maps::Maps,
     netlink,
     pins::{Pins, check_name},
@@ -20,6 +20,8 @@ use super::{
 pub struct InterfaceStatus {
     /// Its name.
     pub interface: String,
+    /// Whether it is an interface of another network namespace than the caller's.
+    pub elsewhere: bool,
     /// `"tcx"` or `"clsact"`.
     pub hook: &'static str,
     /// Whether the program really is on the egress of this very interface now.
@@ -83,13 +85,15 @@ impl LevelStatus {
 pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
     check_name(interface)?;
     let pins = Pins::of(interface);
-    if !pins.exist() {
-        return Err(Error::NotLoaded(interface.to_owned()));
+    if !pins.find()? {
+        return Err(not_loaded(interface));
     }
     let maps = Maps::open(interface, &pins)?;
     let config = maps.in_force();
     let counters = maps.counters().map_err(Error::io(interface, "reading its counters"))?;
-    let attachment = attachment(interface, &pins, &config.plan)?;
+    let here = network_namespace().map_err(Error::io(interface, "asking for the network namespace"))?;
+    let elsewhere = config.plan.netns != here;
+    let attachment = attachment(interface, &pins, &config.plan, elsewhere)?;
     let now = monotonic_ns();
     let levels = Level::strictest_first()
         .filter_map(|level| {
@@ -103,6 +107,7 @@ pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
         .collect();
     Ok(InterfaceStatus {
         interface: interface.to_owned(),
+        elsewhere,
         hook: if config.plan.hook == HOOK_CLSACT { "clsact" } else { "tcx" },
         attached: attachment.problem.is_none(),
         problem: attachment.problem,
@@ -119,7 +124,7 @@ struct Attachment {
     position: Option<(usize, usize)>,
 }
 
-fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord) -> Result<Attachment, Error> {
+fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord, elsewhere: bool) -> Result<Attachment, Error> {
     let broken = |program_id, problem: String| Attachment { problem: Some(problem), program_id, position: None };
     let reload = format!("run `qjump load` again, or `qjump unload --interface {interface}`");
     let asking = |source| Error::Io { interface: interface.to_owned(), action: "asking for its programs", source };
@@ -129,16 +134,17 @@ fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord) -> Result<Attachm
         interface: interface.to_owned(),
     };
     let clsact = plan.hook == HOOK_CLSACT;
-    if network_namespace().map_err(asking)? != plan.netns {
-        let elsewhere = format!("it is in another network namespace (net:[{}])", plan.netns);
+    if elsewhere {
+        let gone =
+            format!("its interface or its program is gone; remove its record: `qjump unload --interface {interface}`");
+        // A filter of another namespace cannot be asked for, but its program goes when it goes.
         if clsact {
-            return Ok(broken(None, format!("{elsewhere}, where its filter cannot be seen from here")));
+            let problem = (!Maps::in_use(pins)).then_some(gone);
+            return Ok(Attachment { problem, program_id: None, position: None });
         }
         let link = open_pin(&pins.link()).and_then(|fd| tcx_link(fd.as_fd())).map_err(corrupt)?;
-        return Ok(match link.ifindex {
-            0 => broken(Some(link.program_id), format!("{elsewhere}, and gone there; {reload}")),
-            _ => Attachment { problem: None, program_id: Some(link.program_id), position: None },
-        });
+        let problem = (link.ifindex == 0).then_some(gone);
+        return Ok(Attachment { problem, program_id: Some(link.program_id), position: None });
     }
     let Some(device) = netlink::interface(interface).map_err(asking)? else {
         return Ok(broken(

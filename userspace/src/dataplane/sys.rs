@@ -7,11 +7,12 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
+use aya::programs::{ProgramError, loaded_programs};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use qjump_ebpf::{Level, LevelState, State};
 
@@ -86,12 +87,40 @@ pub struct MapShape {
     pub max_entries: u32,
 }
 
-/// The shape of a map (the first fields of `struct bpf_map_info`). Fails for anything but a map.
-pub fn map_shape(fd: BorrowedFd<'_>) -> io::Result<MapShape> {
+/// What the kernel says of a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Its number on this host.
+    pub id: u32,
+    /// The name that it was made with, at most 15 bytes.
+    pub name: String,
+    /// Its shape.
+    pub shape: MapShape,
+}
+
+/// The state of a map (the first fields of `struct bpf_map_info`). Fails for anything but a map.
+pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     require_kind(fd, "bpf-map")?;
     let mut words = [0u32; 20];
     info(fd, &mut words)?;
-    Ok(MapShape { kind: words[0], key_size: words[2], value_size: words[3], max_entries: words[4] })
+    // type, id, key_size, value_size, max_entries, map_flags, name.
+    let name: Vec<u8> = words[6..10].iter().flat_map(|word| word.to_ne_bytes()).take_while(|&byte| byte != 0).collect();
+    Ok(MapInfo {
+        id: words[1],
+        name: String::from_utf8_lossy(&name).into_owned(),
+        shape: MapShape { kind: words[0], key_size: words[2], value_size: words[3], max_entries: words[4] },
+    })
+}
+
+/// Whether a program is loaded that uses this map: attached somewhere, in whatever namespace, or just being
+/// loaded. Yes, too, if the kernel does not say; it asks for CAP_SYS_ADMIN.
+pub fn map_is_used(id: u32) -> bool {
+    loaded_programs().any(|program| match program.and_then(|program| program.map_ids()) {
+        Ok(ids) => ids.is_none_or(|ids| ids.contains(&id)),
+        // Another error is one of a program that has gone away meanwhile.
+        Err(ProgramError::SyscallError(error)) => error.io_error.kind() == io::ErrorKind::PermissionDenied,
+        Err(_) => false,
+    })
 }
 
 /// What the kernel says of a link on an interface.
@@ -143,6 +172,14 @@ pub fn grace_period() {
 /// The inode of the calling thread's network namespace.
 pub fn network_namespace() -> io::Result<u64> {
     Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
+}
+
+/// A path by which a network namespace can be entered: its name under /run/netns, or a process in it.
+pub fn namespace_path(inode: u64) -> Option<PathBuf> {
+    let entries = |directory: &str| std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let named = entries("/run/netns").map(|entry| entry.path());
+    let processes = entries("/proc").map(|entry| entry.path().join("ns/net"));
+    named.chain(processes).find(|path| std::fs::metadata(path).is_ok_and(|file| file.ino() == inode))
 }
 
 /// `CLOCK_MONOTONIC`, ns: the clock of `bpf_ktime_get_ns`.
