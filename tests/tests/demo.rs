@@ -53,9 +53,13 @@ fn traces() -> Result<HashSet<String>> {
 fn shows_what_it_promises_and_leaves_nothing() -> Result<()> {
     let before = clean()?;
     let folder = folder("short");
-    let text = succeeded(&demo(&folder, 2_000).output()?)?;
+    let output = demo(&folder, 2_000).output()?;
+    let text = String::from_utf8(output.stdout)?;
     println!("{text}");
     assert_eq!(traces()?, before);
+    for part in ["bound promised", "verdict", "too few samples"] {
+        assert!(text.contains(part), "{part}");
+    }
 
     let summary: Value = serde_json::from_str(&fs::read_to_string(folder.join("summary.json"))?)?;
     assert_eq!(summary["schema_version"], 1);
@@ -72,6 +76,15 @@ fn shows_what_it_promises_and_leaves_nothing() -> Result<()> {
         // Two thousand samples have two beyond p99.9: too few to show.
         assert_eq!(case["p999_ns"], Value::Null);
         assert_eq!(case["bulk_mbps"].is_number(), case["name"] != "alone");
+        assert_eq!(case["verdict"].is_string(), case["bound_promised"] == true);
+        assert_eq!(case["verdict"] == "held", case["bound_promised"] == true && case["violations"] == 0);
+    }
+    // A bound that was broken is said, and by the exit status, too.
+    let broken: Vec<&Value> = cases.iter().filter(|case| case["verdict"] == "broken").collect();
+    assert_eq!(output.status.code(), Some(if broken.is_empty() { 0 } else { 2 }));
+    for case in broken {
+        let name = case["name"].as_str().context("a name")?;
+        assert!(text.contains(&format!("{name}: the promised bound was broken")), "{text}");
     }
     let value = |name: &str, key: &str| {
         let case = cases.iter().find(|case| case["name"] == name).expect("the names above");
@@ -117,7 +130,7 @@ fn interrupted_or_terminated_it_takes_its_rack_down() -> Result<()> {
         let status = child.wait()?;
         assert_eq!(status.code(), Some(1), "{signal}");
         assert_eq!(traces()?, before, "{signal}");
-        assert!(!folder.join("summary.json").exists());
+        assert_eq!(fs::read_dir(&folder)?.count(), 0);
         fs::remove_dir_all(folder)?;
     }
     Ok(())
@@ -135,6 +148,9 @@ fn what_a_killed_one_leaves_the_next_one_removes() -> Result<()> {
     assert!(left.len() > before.len() && !left.iter().any(|trace| trace.starts_with("iperf3")), "{left:?}");
     succeeded(&demo(&first, 100).args(["--case", "alone"]).output()?)?;
     assert_eq!(traces()?, before);
+    // A run of some cases leaves the results of a run of all alone.
+    assert!(first.join("summary-alone.json").exists() && first.join("latency-alone.svg").exists());
+    assert!(!first.join("summary.json").exists());
     fs::remove_dir_all(first)?;
     Ok(())
 }
@@ -142,15 +158,25 @@ fn what_a_killed_one_leaves_the_next_one_removes() -> Result<()> {
 #[test]
 fn mistakes_are_said_before_anything_is_built() -> Result<()> {
     let before = clean()?;
-    for (arguments, part) in [
-        (["--case", "lonely"], "the cases are alone, contended, qjump"),
-        (["--epsilon", "9ms"], "lower --epsilon"),
-        (["--case", "alone"], "cannot create /proc/nowhere"),
+    for (arguments, status, part) in [
+        (["--case", "lonely"], 64, "[possible values: alone, contended, qjump"),
+        (["--epsilon", "9ms"], 64, "lower --epsilon"),
+        (["--epsilon", "99999s"], 64, "too long"),
+        (["--case", "alone"], 1, "cannot create /proc/nowhere"),
     ] {
         let output = demo(&PathBuf::from("/proc/nowhere"), 100).args(arguments).output()?;
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && error.contains(part), "{arguments:?}: {error}");
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {error}");
+        assert!(error.contains(part), "{arguments:?}: {error}");
     }
+    let copy = std::env::temp_dir().join(format!("qjump-demo-bin-{}", std::process::id()));
+    fs::copy(binary(), &copy)?;
+    let mut unprivileged = Command::new("setpriv");
+    unprivileged.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["testbed", "demo"]);
+    let output = unprivileged.current_dir("/").output()?;
+    fs::remove_file(copy)?;
+    let error = String::from_utf8(output.stderr)?;
+    assert!(output.status.code() == Some(1) && output.stdout.is_empty() && error.contains("as root"), "{error}");
     assert_eq!(traces()?, before);
     Ok(())
 }

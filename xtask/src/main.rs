@@ -34,7 +34,15 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let result = match Task::parse() {
+    let task = match Task::try_parse() {
+        Ok(task) => task,
+        Err(error) => {
+            let _ = error.print();
+            // 64 for wrong usage, as the qjump command has it.
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match task {
         Task::Build(args) => build::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),

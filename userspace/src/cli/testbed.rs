@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use clap::{Args, Subcommand};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValue, PossibleValuesParser},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
@@ -27,12 +30,15 @@ pub struct TestbedCommand {
 #[derive(Subcommand)]
 enum Command {
     /// A probe beside iperf3 on a rack, with and without the limiter; takes about two minutes
+    ///
+    /// Exit status 2 if a bound that was promised was broken. Needs root. Ctrl-C takes the rack down; what one that
+    /// was killed (SIGKILL) leaves behind, the next one removes.
     Demo(Demo),
 }
 
 #[derive(Args)]
 struct Demo {
-    /// Folder for summary.json and latency.svg
+    /// Folder for summary.json and latency.svg; their names have the cases in them if not all are run
     #[arg(long, value_name = "DIR", default_value = "qjump-demo")]
     output: PathBuf,
     /// Probes in each case, a millisecond apart
@@ -43,17 +49,22 @@ struct Demo {
     #[arg(long, value_name = "TIME", default_value = "2500us")]
     epsilon: Nanos,
     /// Run this case alone; repeatable
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = case_names())]
     case: Vec<String>,
+}
+
+fn case_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(demo::cases().map(|(name, about)| PossibleValue::new(name).help(about)))
 }
 
 impl TestbedCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let Command::Demo(demo) = self.command;
         let options = Options { probes: demo.probes, epsilon: demo.epsilon, cases: demo.case };
+        options.plan().map_err(|error| Failure::Usage(format!("{error:#}")))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let cancelled = Arc::new(AtomicBool::new(false));
-        runtime.block_on(async {
+        let held = runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut hang_up = signal(SignalKind::hangup())?;
             let flag = Arc::clone(&cancelled);
@@ -63,11 +74,12 @@ impl TestbedCommand {
                 _ = tokio::signal::ctrl_c() => {}
                 _ = terminate.recv() => {}
                 _ = hang_up.recv() => {}
-                result = &mut work => return Ok(result.map_err(anyhow::Error::from)??),
+                result = &mut work => return result.map_err(anyhow::Error::from)?,
             }
             cancelled.store(true, Relaxed);
             eprintln!("\nqjump: taking the rack down");
-            Ok(work.await.map_err(anyhow::Error::from)??)
-        })
+            work.await.map_err(anyhow::Error::from)?
+        })?;
+        if held { Ok(()) } else { Err(Failure::DoesNotHold) }
     }
 }

@@ -32,6 +32,7 @@ const STYLES: [Style; 5] = [
 const WIDTH: u32 = 960;
 const HEIGHT: u32 = 560;
 const LEGEND_X: i32 = WIDTH as i32 - 172;
+const LEGEND_LINE: i32 = 34;
 
 /// Draws complementary distributions on two log axes, with the bound as a line.
 ///
@@ -85,10 +86,9 @@ fn draw(path: &Path, title: &str, curves: &[Curve], bound_ns: f64) -> Result<(),
         };
         // The legend, outside the plot, in the order of the table.
         let y = plot_y.start + 16 + 24 * index as i32;
-        area.draw(&PathElement::new(vec![(LEGEND_X, y), (LEGEND_X + 34, y)], style.colour.stroke_width(style.width)))?;
-        if style.dash.is_some() {
-            // A gap in the sample says "dashed" without the colour.
-            area.draw(&PathElement::new(vec![(LEGEND_X + 14, y), (LEGEND_X + 20, y)], WHITE.stroke_width(6)))?;
+        for (from, to) in dashes(style.dash) {
+            let dash = vec![(LEGEND_X + from, y), (LEGEND_X + to, y)];
+            area.draw(&PathElement::new(dash, style.colour.stroke_width(style.width)))?;
         }
         area.draw(&Text::new(curve.name.clone(), (LEGEND_X + 42, y - 8), ("sans-serif", 15)))?;
     }
@@ -100,6 +100,12 @@ fn draw(path: &Path, title: &str, curves: &[Curve], bound_ns: f64) -> Result<(),
     Ok(())
 }
 
+/// Where the dashes of a line in the legend begin and end, pixels.
+fn dashes(dash: Option<(u32, u32)>) -> Vec<(i32, i32)> {
+    let (length, gap) = dash.map_or((LEGEND_LINE, 0), |(length, gap)| (length as i32, gap as i32));
+    (0..LEGEND_LINE).step_by((length + gap) as usize).map(|from| (from, (from + length).min(LEGEND_LINE))).collect()
+}
+
 fn plain(value: f64) -> String {
     if value >= 10.0 { format!("{value:.0}") } else { format!("{value}") }
 }
@@ -107,6 +113,12 @@ fn plain(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_legend_has_the_dashes_of_the_curve() {
+        assert_eq!(dashes(None), [(0, 34)]);
+        assert_eq!(dashes(Some((10, 5))), [(0, 10), (15, 25), (30, 34)]);
+    }
 
     #[test]
     fn draws_every_curve_and_the_bound() {

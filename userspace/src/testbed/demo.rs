@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use qjump_ebpf::{Level, limiter::Oversize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Queueing, Rack, RackSpec, chart, iperf};
@@ -132,10 +133,51 @@ struct Outcome {
     bulk_bps: Option<f64>,
     /// The longest time for which a CPU of this machine was away, ns.
     longest_stall_ns: u64,
+    /// The times for which a CPU was away for longer than epsilon, together, ns.
+    long_stalls_ns: u64,
     /// CPUs were away beyond what epsilon allows for, for longer than a p99.9 can overlook.
     disturbed: bool,
     /// How many runs before this one were given up for that.
     repeats: u32,
+}
+
+/// What became of the bound in one case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    /// No sample was over it.
+    Held,
+    /// Samples were over it, and nothing excuses them.
+    Broken,
+    /// Samples were over it, no more than were sent while the machine's own CPUs were away for longer than the
+    /// plan's epsilon allows: what the plan supposes did not hold.
+    MachineAway,
+}
+
+impl Verdict {
+    fn of(violations: u64, long_stalls_ns: u64) -> Self {
+        // The probes before and after a stall may suffer as well: as many again.
+        match violations {
+            0 => Self::Held,
+            _ if violations <= 2 * long_stalls_ns.div_ceil(PROBE_INTERVAL_NS) => Self::MachineAway,
+            _ => Self::Broken,
+        }
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Broken => "BROKEN",
+            Self::MachineAway => "machine away",
+        }
+    }
+}
+
+impl Outcome {
+    /// `None` where no bound is promised.
+    fn verdict(&self) -> Option<Verdict> {
+        self.case.bounded.then(|| Verdict::of(self.report.latencies.violations(), self.long_stalls_ns))
+    }
 }
 
 /// A run is disturbed when its CPUs were away, beyond epsilon, for this share of its time. Half of what
@@ -156,31 +198,57 @@ fn network(demand: Demand, epsilon: Nanos) -> Network {
     }
 }
 
-/// Runs the demonstration, prints it, and writes summary.json and latency.svg into `output`. `cancelled`
-/// ends it early; then nothing is written.
-///
-/// # Errors
-/// If the rack cannot be built, a program is missing, or it was cancelled. The rack is removed in any case.
-pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<()> {
-    for name in &options.cases {
-        if !CASES.iter().any(|case| case.name == name) {
-            let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-            bail!("there is no case '{name}'; the cases are {}", known.join(", "));
-        }
-    }
-    iperf::check()?;
-    let limited = network(Demand::Factor(1.0), options.epsilon).plan()?;
-    let marked = network(Demand::Unlimited, options.epsilon).plan()?;
-    let level = &limited.levels[0];
-    let epoch_ns = level.epoch_ns.context("a level of factor 1 has an epoch")?;
-    let bound_ns = level.bound_ns.context("a level of factor 1 has a bound")? as u64;
-    if epoch_ns > HOST_INTERVAL_NS as f64 {
-        bail!(
+/// The cases: name, and what it is about.
+pub fn cases() -> impl Iterator<Item = (&'static str, &'static str)> {
+    CASES.iter().map(|case| (case.name, case.about))
+}
+
+impl Options {
+    /// The plan of the cases with limits.
+    ///
+    /// # Errors
+    /// If there is none with this epsilon that lets the probes pass.
+    pub fn plan(&self) -> Result<Plan> {
+        let plan = network(Demand::Factor(1.0), self.epsilon).plan()?;
+        let epoch_ns = plan.levels[0].epoch_ns.context("a level of factor 1 has an epoch")?;
+        ensure!(
+            epoch_ns <= HOST_INTERVAL_NS as f64,
             "with this epsilon the epoch is {}, longer than the {} between two probes of a host; lower --epsilon",
             show_ns(epoch_ns),
             show_ns(HOST_INTERVAL_NS as f64)
         );
+        Ok(plan)
     }
+
+    fn runs(&self, case: &Case) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|name| name == case.name)
+    }
+
+    /// What the names of files end with: a run of some cases does not overwrite one of all.
+    fn suffix(&self) -> String {
+        if CASES.iter().all(|case| self.runs(case)) {
+            return String::new();
+        }
+        let names: Vec<&str> = CASES.iter().filter(|case| self.runs(case)).map(|case| case.name).collect();
+        format!("-{}", names.join("+"))
+    }
+}
+
+/// Runs the demonstration, prints it, and writes summary.json and latency.svg into `output`; with some of the
+/// cases only, summary-CASE+CASE.json and latency-CASE+CASE.svg. Whether no promised bound was broken.
+/// `cancelled` ends it early; then nothing is written.
+///
+/// # Errors
+/// If the rack cannot be built, a program is missing, or it was cancelled. The rack is removed in any case.
+pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<bool> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the demonstration makes network namespaces and loads eBPF programs; run it as root, for example with sudo"
+    );
+    iperf::check()?;
+    let limited = options.plan()?;
+    let marked = network(Demand::Unlimited, options.epsilon).plan()?;
+    let bound_ns = limited.levels[0].bound_ns.context("a level of factor 1 has a bound")? as u64;
 
     fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
     println!(
@@ -196,7 +264,7 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<(
     let mut outcomes = Vec::new();
     let mut repeats_left = REPEATS;
     for case in CASES {
-        if options.cases.is_empty() || options.cases.iter().any(|name| name == case.name) {
+        if options.runs(&case) {
             let plan = match case.shim {
                 Shim::None => None,
                 Shim::MarkOnly => Some(&marked),
@@ -223,10 +291,11 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<(
     drop(rack);
 
     println!("{}", table(&outcomes, bound_ns));
-    let summary = output.join("summary.json");
+    let suffix = options.suffix();
+    let summary = output.join(format!("summary{suffix}.json"));
     fs::write(&summary, format!("{:#}\n", summary_json(&outcomes, &limited, bound_ns)))
         .with_context(|| format!("cannot write {}", summary.display()))?;
-    let picture = output.join("latency.svg");
+    let picture = output.join(format!("latency{suffix}.svg"));
     let curves: Vec<chart::Curve> = outcomes
         .iter()
         .map(|outcome| chart::Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
@@ -234,7 +303,7 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<(
     let title = format!("Time of a probe through a {} switch port, beside iperf3", RACK.rate);
     chart::ccdf(&picture, &title, &curves, bound_ns as f64)?;
     println!("Written: {} and {}", summary.display(), picture.display());
-    Ok(())
+    Ok(outcomes.iter().all(|outcome| outcome.verdict() != Some(Verdict::Broken)))
 }
 
 fn run_case(
@@ -315,6 +384,8 @@ fn run_case(
         bail!("interrupted");
     }
 
+    ensure!(!case.bounded || report.latencies.samples() > 0, "no probe arrived");
+
     let mut bulk_bps = None;
     for client in clients {
         bulk_bps = Some(bulk_bps.unwrap_or(0.0) + iperf::goodput(client)?);
@@ -322,7 +393,15 @@ fn run_case(
     drop(servers);
     rack.unload_all()?;
     let disturbed = stalls.excess_ns() as f64 > DISTURBED * duration.as_nanos() as f64;
-    Ok(Outcome { case, report, bulk_bps, longest_stall_ns: stalls.longest_ns(), disturbed, repeats: 0 })
+    Ok(Outcome {
+        case,
+        report,
+        bulk_bps,
+        longest_stall_ns: stalls.longest_ns(),
+        long_stalls_ns: stalls.long_ns(),
+        disturbed,
+        repeats: 0,
+    })
 }
 
 /// A UDP socket in a host's namespace, at a level.
@@ -391,7 +470,8 @@ fn table(outcomes: &[Outcome], bound_ns: u64) -> String {
         "bulk Mbit/s",
         "bound",
         "over bound",
-        "holds",
+        "bound promised",
+        "verdict",
     ]);
     for outcome in outcomes {
         let latencies = &outcome.report.latencies;
@@ -407,15 +487,32 @@ fn table(outcomes: &[Outcome], bound_ns: u64) -> String {
             outcome.bulk_bps.map_or("-".to_owned(), |bps| format!("{:.1}", bps / 1e6)),
             show(Some(bound_ns)),
             latencies.violations().to_string(),
-            if outcome.case.bounded { "promised" } else { "not promised" }.to_owned(),
+            if outcome.case.bounded { "yes" } else { "no" }.to_owned(),
+            outcome.verdict().map_or("-", Verdict::text).to_owned(),
         ]);
     }
     let mut text = format!(
         "\n{table}\nLatency: one-way, from the intended send to the receiving application, on one clock. The network is \
          emulated by this machine's CPUs, so a sample over the bound can be the machine's, not the network's."
     );
+    if outcomes.iter().any(|outcome| outcome.report.latencies.quantile_ns(0.999).is_none()) {
+        text += "\nA percentile is - where fewer than ten samples lie beyond it: too few samples.";
+    }
     for outcome in outcomes {
         let name = outcome.case.name;
+        let over =
+            format!("{} of {} samples", outcome.report.latencies.violations(), outcome.report.latencies.samples());
+        match outcome.verdict() {
+            Some(Verdict::Broken) => text += &format!("\n{name}: the promised bound was broken by {over}."),
+            Some(Verdict::MachineAway) => {
+                text += &format!(
+                    "\n{name}: {over} over the bound, while a CPU of this machine was away for up to {}, longer than \
+                     the plan's epsilon: the run decides nothing about them.",
+                    show_ns(outcome.longest_stall_ns as f64)
+                );
+            }
+            Some(Verdict::Held) | None => {}
+        }
         if outcome.repeats > 0 {
             text += &format!(
                 "\n{name}: repeated {} time(s), because a CPU of this machine was away for longer than epsilon.",
@@ -461,6 +558,7 @@ fn summary_json(outcomes: &[Outcome], plan: &Plan, bound_ns: u64) -> Value {
                 "disturbed": outcome.disturbed,
                 "repeats": outcome.repeats,
                 "bound_promised": outcome.case.bounded,
+                "verdict": outcome.verdict(),
                 "sender_lateness_p999_ns": outcome.report.lateness.quantile_ns(0.999),
                 "real_time_priority": outcome.report.priority == Priority::RealTime,
             })
@@ -478,4 +576,29 @@ fn summary_json(outcomes: &[Outcome], plan: &Plan, bound_ns: u64) -> Value {
         "bound_ns": bound_ns,
         "cases": cases,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_as_many_samples_as_the_machine_was_away_for_are_excused() {
+        assert_eq!(Verdict::of(0, 0), Verdict::Held);
+        assert_eq!(Verdict::of(0, 9_000_000), Verdict::Held);
+        assert_eq!(Verdict::of(1, 0), Verdict::Broken);
+        assert_eq!(Verdict::of(12, 6_000_000), Verdict::MachineAway);
+        assert_eq!(Verdict::of(13, 6_000_000), Verdict::Broken);
+    }
+
+    #[test]
+    fn some_cases_are_written_to_files_of_their_own() {
+        let suffix = |cases: &[&str]| {
+            let cases = cases.iter().map(|&name| name.to_owned()).collect();
+            Options { probes: 1, epsilon: Nanos::from_ns(0), cases }.suffix()
+        };
+        assert_eq!(suffix(&[]), "");
+        assert_eq!(suffix(&["rogue-limited", "alone", "alone"]), "-alone+rogue-limited");
+        assert_eq!(suffix(&CASES.map(|case| case.name)), "");
+    }
 }
