@@ -100,15 +100,18 @@ fn files_are_shown_with_line_and_caret() -> Result<()> {
     };
     assert!(run(good)?.status.success());
     for (from, to, parts) in [
-        ("hosts = 12", "hosts = 0", vec!["hosts is 0"]),
+        ("hosts = 12", "hosts = 0", vec!["qjump.toml", "line 2", "^", "at least 1"]),
+        ("max-packet = 256", "max-packet = 5", vec!["qjump.toml: line 1", "max-packet is 5"]),
         ("hosts = 12", "hosts = 1.5", vec!["line 2", "^"]),
         ("hosts = 12\n", "", vec!["line 1", "hosts"]),
         ("10gbit", "10gb", vec!["line 3", "^", "'gb'"]),
         ("epsilon", "epsilom", vec!["line 5", "^", "epsilom", "epsilon"]),
         ("level = 7", "level = 9", vec!["line 8", "^", "no level 9"]),
-        ("factor = 1", "factor = 0", vec!["level 7", "factor is 0"]),
-        ("factor = 1", "factor = nan", vec!["level 7", "NaN"]),
-        ("factor = 1", "factor = \"much\"", vec!["level 7", "much"]),
+        ("factor = 1", "factor = 0", vec!["line 9", "^", "factor is 0"]),
+        ("factor = 1", "factor = nan", vec!["line 9", "^", "NaN"]),
+        ("factor = 1", "factor = \"much\"", vec!["line 9", "^", "much"]),
+        ("factor = 1", "factor = true", vec!["line 9", "^", "unlimited"]),
+        ("factor = 1", "factor = 4\ntolerance = \"1us\"", vec!["qjump.toml: line 7: level 7", "a tolerance is for"]),
         ("[cluster]", "[cluster", vec!["line 1", "^"]),
         ("[[level]]\nlevel = 7\nfactor = 1\n", "", vec!["no level"]),
     ] {

@@ -1,6 +1,6 @@
 //! Quantities with units, as people write them: `10gbit`, `256`, `4us`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, marker::PhantomData, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use thiserror::Error;
@@ -33,8 +33,9 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 fn parse(text: &str, units: &[(&str, f64)], wanted: &'static str) -> Result<u64, UnitError> {
     let fail = |why: String| UnitError { text: text.to_owned(), wanted, why };
     let names = || units.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let digits = text.trim().to_ascii_lowercase();
-    let split = digits.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(digits.len());
+    // The micro sign and the Greek letter look the same.
+    let digits = text.trim().to_ascii_lowercase().replace(['\u{b5}', '\u{3bc}'], "u");
+    let split = digits.find(|c: char| c.is_alphabetic()).unwrap_or(digits.len());
     let (number, unit) = digits.split_at(split);
     if unit.is_empty() {
         return Err(fail(format!("it has no unit; write one of {}", names())));
@@ -115,20 +116,47 @@ impl fmt::Display for Nanos {
     }
 }
 
-fn from_string<'de, D: Deserializer<'de>, T: FromStr<Err = UnitError>>(deserializer: D) -> Result<T, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(de::Error::custom)
+/// Reads a size in bytes, which has no unit.
+///
+/// # Errors
+/// If it is anything but a plain number below 2^32.
+pub fn bytes(text: &str) -> Result<u32, UnitError> {
+    text.trim().parse().map_err(|_| UnitError {
+        text: text.to_owned(),
+        wanted: "a size",
+        why: "write a plain number of bytes, for example 256".to_owned(),
+    })
+}
+
+/// Reads a quantity from a string, and says what it should be if it is anything else.
+struct Quantity<T> {
+    expecting: &'static str,
+    kind: PhantomData<T>,
+}
+
+impl<T: FromStr<Err = UnitError>> de::Visitor<'_> for Quantity<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
 }
 
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_string(deserializer)
+        let expecting = "a rate with its unit, in quotes: \"10gbit\"";
+        deserializer.deserialize_str(Quantity { expecting, kind: PhantomData })
     }
 }
 
 impl<'de> Deserialize<'de> for Nanos {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        from_string(deserializer)
+        let expecting = "a time with its unit, in quotes: \"4us\"";
+        deserializer.deserialize_str(Quantity { expecting, kind: PhantomData })
     }
 }
 
@@ -165,6 +193,8 @@ mod tests {
         assert_eq!("1.5Gbit".parse(), Ok(Rate(1_500_000_000)));
         assert_eq!("100 mbit".parse(), Ok(Rate(100_000_000)));
         assert_eq!("4us".parse(), Ok(Nanos(4_000)));
+        assert_eq!("4\u{b5}s".parse(), Ok(Nanos(4_000)));
+        assert_eq!("4 \u{3bc}s".parse(), Ok(Nanos(4_000)));
         assert_eq!("0us".parse(), Ok(Nanos(0)));
         assert_eq!("2.5ms".parse(), Ok(Nanos(2_500_000)));
     }
@@ -184,6 +214,15 @@ mod tests {
         ] {
             let error = text.parse::<Rate>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_size_has_no_unit() {
+        assert_eq!(bytes("256"), Ok(256));
+        for text in ["256B", "1.5", "-1", "", "99999999999"] {
+            let error = bytes(text).unwrap_err().to_string();
+            assert!(error.contains("plain number of bytes"), "{error}");
         }
     }
 

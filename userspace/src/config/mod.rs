@@ -1,10 +1,11 @@
 //! What the user wants, from a TOML file or from flags, read into a [`Network`] once and for all.
 
-use std::{path::Path, str::FromStr};
+use std::{fmt, path::Path, str::FromStr};
 
 use qjump_ebpf::{Level, limiter::Oversize};
 use serde::{Deserialize, de};
 use thiserror::Error;
+use toml::Spanned;
 
 use crate::{
     plan::{Demand, LevelSpec, Model, Network, default_wire_overhead},
@@ -36,29 +37,31 @@ pub enum ConfigError {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// The network.
-    pub cluster: Cluster,
-    /// The levels.
+    cluster: Spanned<Cluster>,
     #[serde(rename = "level", default)]
-    pub levels: Vec<FileLevel>,
+    levels: Vec<Spanned<FileLevel>>,
     /// This host.
     #[serde(default)]
     pub host: Host,
+    /// The text that all of it comes from.
+    #[serde(skip)]
+    text: String,
 }
 
 /// Section `[cluster]`: what all hosts have in common.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cluster {
+    #[serde(deserialize_with = "hosts")]
     hosts: u32,
     #[serde(alias = "link_rate")]
     link_rate: Rate,
-    #[serde(alias = "max_packet")]
+    #[serde(alias = "max_packet", deserialize_with = "bytes")]
     max_packet: u32,
     epsilon: Nanos,
     #[serde(default)]
     model: Model,
-    #[serde(default = "default_wire_overhead", alias = "wire_overhead")]
+    #[serde(default = "default_wire_overhead", alias = "wire_overhead", deserialize_with = "bytes")]
     wire_overhead: u32,
 }
 
@@ -68,7 +71,8 @@ pub struct Cluster {
 pub struct FileLevel {
     #[serde(deserialize_with = "level_number")]
     level: Level,
-    factor: FileFactor,
+    #[serde(deserialize_with = "factor")]
+    factor: Demand,
     #[serde(default)]
     oversize: OversizeRule,
     #[serde(default = "no_tolerance")]
@@ -80,7 +84,7 @@ pub struct FileLevel {
 #[serde(deny_unknown_fields)]
 pub struct Host {
     /// Interfaces to manage.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "interfaces")]
     pub interfaces: Vec<String>,
     /// Whether to write the level into the frame's 802.1p priority too.
     #[serde(default)]
@@ -107,13 +111,6 @@ impl From<OversizeRule> for Oversize {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum FileFactor {
-    Number(f64),
-    Word(String),
-}
-
 const fn no_tolerance() -> Nanos {
     Nanos::from_ns(0)
 }
@@ -124,6 +121,75 @@ fn level_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Level,
         .ok()
         .and_then(Level::new)
         .ok_or_else(|| de::Error::custom(format!("there is no level {number}; levels are 0 to 7, 7 the strictest")))
+}
+
+/// A whole number from a file, that says what it should be if it is anything else.
+struct Whole {
+    least: u32,
+    expecting: &'static str,
+}
+
+impl de::Visitor<'_> for Whole {
+    type Value = u32;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<u32, E> {
+        match u32::try_from(number) {
+            Ok(valid) if valid >= self.least => Ok(valid),
+            _ => Err(E::invalid_value(de::Unexpected::Signed(number), &self)),
+        }
+    }
+}
+
+fn hosts<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    deserializer.deserialize_i64(Whole { least: 1, expecting: "the number of hosts that may send, at least 1" })
+}
+
+fn bytes<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    deserializer.deserialize_i64(Whole { least: 0, expecting: "a plain number of bytes" })
+}
+
+fn factor<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Demand, D::Error> {
+    struct Factor;
+    impl de::Visitor<'_> for Factor {
+        type Value = Demand;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number above 0, or \"unlimited\"")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<Demand, E> {
+            self.visit_f64(number as f64)
+        }
+
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<Demand, E> {
+            checked(number).map_err(E::custom)
+        }
+
+        fn visit_str<E: de::Error>(self, word: &str) -> Result<Demand, E> {
+            demand(word).map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_any(Factor)
+}
+
+fn interfaces<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Names;
+    impl<'de> de::Visitor<'de> for Names {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of names: [\"eth0\"]")
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, names: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(de::value::SeqAccessDeserializer::new(names))
+        }
+    }
+    deserializer.deserialize_seq(Names)
 }
 
 /// A level on the command line: `LEVEL:FACTOR` or `LEVEL:unlimited`.
@@ -152,11 +218,14 @@ fn demand(text: &str) -> Result<Demand, String> {
     if text == "unlimited" {
         return Ok(Demand::Unlimited);
     }
-    let factor: f64 = text.parse().map_err(|_| format!("the factor '{text}' is neither a number nor 'unlimited'"))?;
+    checked(text.parse().map_err(|_| format!("the factor '{text}' is neither a number nor 'unlimited'"))?)
+}
+
+fn checked(factor: f64) -> Result<Demand, String> {
     if factor.is_finite() && factor > 0.0 {
         Ok(Demand::Factor(factor))
     } else {
-        Err(format!("the factor is {text}; it must be a number above 0 (1 is the guaranteed level)"))
+        Err(format!("the factor is {factor}; it must be a number above 0 (1 is the guaranteed level)"))
     }
 }
 
@@ -169,6 +238,12 @@ impl LevelArg {
             _ => no_tolerance(),
         };
         LevelSpec { level: self.level, demand: self.demand, oversize: oversize.into(), tolerance }
+    }
+}
+
+impl FileLevel {
+    fn spec(&self) -> LevelSpec {
+        LevelSpec { level: self.level, demand: self.factor, oversize: self.oversize.into(), tolerance: self.tolerance }
     }
 }
 
@@ -188,41 +263,40 @@ impl File {
     /// # Errors
     /// The message, with a caret at the place.
     pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+        let file: Self = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        Ok(Self { text: text.to_owned(), ..file })
     }
 
     /// The network that the file describes.
     ///
     /// # Errors
-    /// If a factor is not a number above 0 or `"unlimited"`.
+    /// If no plan can have the network, or one of its levels beside those before it; with the line.
     pub fn network(&self) -> Result<Network, String> {
-        let levels = self
-            .levels
-            .iter()
-            .map(|level| {
-                let demand = match &level.factor {
-                    FileFactor::Number(factor) => Demand::Factor(*factor),
-                    FileFactor::Word(word) => {
-                        demand(word).map_err(|error| format!("level {}: {error}", level.level))?
-                    }
-                };
-                Ok(LevelSpec {
-                    level: level.level,
-                    demand,
-                    oversize: level.oversize.into(),
-                    tolerance: level.tolerance,
-                })
-            })
-            .collect::<Result<_, String>>()?;
-        Ok(Network {
-            hosts: self.cluster.hosts,
-            link_rate: self.cluster.link_rate,
-            max_packet: self.cluster.max_packet,
-            epsilon: self.cluster.epsilon,
-            wire_overhead: self.cluster.wire_overhead,
-            model: self.cluster.model,
-            levels,
-        })
+        let cluster = self.cluster.get_ref();
+        let mut network = Network {
+            hosts: cluster.hosts,
+            link_rate: cluster.link_rate,
+            max_packet: cluster.max_packet,
+            epsilon: cluster.epsilon,
+            wire_overhead: cluster.wire_overhead,
+            model: cluster.model,
+            levels: Vec::new(),
+        };
+        // What is wrong without any limit is the network's fault.
+        let unlimited = LevelArg { level: Level::STRICTEST, demand: Demand::Unlimited };
+        let levels = vec![unlimited.spec(OversizeRule::Demote, no_tolerance())];
+        Network { levels, ..network.clone() }.plan().map_err(|error| self.at(&self.cluster, error))?;
+        for level in &self.levels {
+            network.levels.push(level.get_ref().spec());
+            network.plan().map_err(|error| self.at(level, error))?;
+        }
+        Ok(network)
+    }
+
+    /// The message with its line.
+    fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
+        let line = self.text[..place.span().start].matches('\n').count() + 1;
+        format!("line {line}: {message}")
     }
 }
 
@@ -276,18 +350,38 @@ interfaces = ["eth0"]
     #[test]
     fn shows_where_a_file_is_wrong() {
         for (from, to, line, part) in [
-            ("hosts = 12", "hosts = -1", "line 3", "invalid value"),
+            ("hosts = 12", "hosts = -3", "line 3", "`-3`, expected the number of hosts that may send, at least 1"),
+            ("hosts = 12", "hosts = 0", "line 3", "at least 1"),
             ("hosts = 12", "hosts = 99999999999", "line 3", "invalid value"),
             ("\"10gbit\"", "\"10gbps\"", "line 4", "bytes to tc"),
+            ("\"10gbit\"", "10", "line 4", "expected a rate with its unit, in quotes: \"10gbit\""),
             ("max-packet", "max-paket", "line 5", "unknown field `max-paket`"),
+            ("= 256", "= \"256B\"", "line 5", "expected a plain number of bytes"),
+            ("\"4us\"", "4", "line 6", "expected a time with its unit, in quotes: \"4us\""),
+            ("factor = 1", "factor = true", "line 10", "`true`, expected a number above 0, or \"unlimited\""),
+            ("factor = 1", "factor = 0", "line 10", "the factor is 0; it must be a number above 0"),
+            ("factor = 1", "factor = nan", "line 10", "above 0"),
+            ("factor = 1", "factor = \"lots\"", "line 10", "'lots' is neither a number nor 'unlimited'"),
+            ("factor = 1", "factor = 1\ntolerance = \"20\"", "line 11", "no unit"),
+            ("[\"eth0\"]", "\"eth0\"", "line 22", "expected a list of names: [\"eth0\"]"),
             ("level = 7", "level = 8", "line 9", "there is no level 8"),
             ("\"drop\"", "\"keep\"", "line 15", "unknown variant"),
         ] {
             let error = File::parse(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(line) && error.contains(part) && error.contains('^'), "{to}: {error}");
         }
-        let error = File::parse(&GOOD.replace("\"unlimited\"", "\"lots\"")).unwrap().network().unwrap_err();
-        assert_eq!(error, "level 3: the factor 'lots' is neither a number nor 'unlimited'");
+        // What only the plan finds has its line, too.
+        for (from, to, line, part) in [
+            ("= 256", "= 5", "line 2: ", "max-packet is 5 bytes"),
+            ("\"4us\"", "\"99999s\"", "line 2: ", "too long"),
+            ("factor = 4.5", "factor = 1000", "line 12: ", "level 5: factor 1000"),
+            ("factor = 4.5", "factor = 4.5\ntolerance = \"20us\"", "line 12: ", "level 5: a tolerance"),
+            ("level = 3", "level = 7", "line 17: ", "level 7 is given twice"),
+            ("level = 3", "level = 0", "line 17: ", "level 0"),
+        ] {
+            let error = File::parse(&GOOD.replace(from, to)).unwrap().network().unwrap_err();
+            assert!(error.starts_with(line) && error.contains(part), "{to}: {error}");
+        }
     }
 
     #[test]
