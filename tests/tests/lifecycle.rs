@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     process::Stdio,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -569,6 +570,34 @@ fn pins_that_would_vanish_with_the_command_are_refused() -> Result<()> {
         assert!(error.contains("nsenter --net"), "{error}");
     }
     assert_eq!(programs(&link)?, [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn where_nothing_is_loaded_status_does_not_hold() -> Result<()> {
+    let link = Link::new()?;
+    let output = with_own_mounts(&link, "mount -t bpf bpf /sys/fs/bpf && exec \"$0\" status")?;
+    assert_eq!(failed(&output).0, 2);
+    let text = String::from_utf8(output.stdout)?;
+    assert!(text.contains("not enforced: qjump is not loaded on any interface"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_watch_in_json_is_one_line_a_time_with_its_time() -> Result<()> {
+    let link = Link::new()?;
+    link.load(&[])?;
+    let arguments = ["status", "--interface", &link.device, "--watch", "--json"];
+    let mut watch = link.command(&arguments).stdout(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(watch.stdout.take().context("stdout")?).lines();
+    let mut times = Vec::new();
+    for line in lines.take(2) {
+        let status: serde_json::Value = serde_json::from_str(&line?)?;
+        times.push(status["at_unix_ns"].as_u64().context("a time")?);
+    }
+    watch.kill()?;
+    watch.wait()?;
+    assert!(times[1] > times[0], "{times:?}");
     Ok(())
 }
 

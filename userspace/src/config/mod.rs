@@ -348,6 +348,21 @@ interfaces = ["eth0"]
     }
 
     #[test]
+    fn the_example_says_the_defaults() {
+        let example = include_str!("../../../scripts/qjump.toml");
+        let uncommented: String = example
+            .lines()
+            .map(|line| {
+                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('[')).unwrap_or(line)
+            })
+            .fold(String::new(), |text, line| text + line + "\n");
+        let (plain, mut full) =
+            [example, &uncommented].map(|text| File::parse(text).unwrap().network().unwrap()).into();
+        assert_eq!(full.levels.pop().map(|level| level.demand), Some(Demand::Unlimited));
+        assert_eq!(plain, full);
+    }
+
+    #[test]
     fn shows_where_a_file_is_wrong() {
         for (from, to, line, part) in [
             ("hosts = 12", "hosts = -3", "line 3", "`-3`, expected the number of hosts that may send, at least 1"),
