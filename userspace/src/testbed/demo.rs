@@ -149,8 +149,8 @@ enum Verdict {
     Held,
     /// Samples were over it, and nothing excuses them.
     Broken,
-    /// Samples were over it, no more than were sent while the machine's own CPUs were away for longer than the
-    /// plan's epsilon allows: what the plan supposes did not hold.
+    /// Samples were over it, no more than the machine can have caused: its CPUs were away for longer than epsilon,
+    /// so what the plan supposes did not hold. Judged by their number; nobody knows which sample met which stall.
     MachineAway,
 }
 
@@ -506,8 +506,8 @@ fn table(outcomes: &[Outcome], bound_ns: u64) -> String {
             Some(Verdict::Broken) => text += &format!("\n{name}: the promised bound was broken by {over}."),
             Some(Verdict::MachineAway) => {
                 text += &format!(
-                    "\n{name}: {over} over the bound, while a CPU of this machine was away for up to {}, longer than \
-                     the plan's epsilon: the run decides nothing about them.",
+                    "\n{name}: {over} over the bound, no more than the machine can have caused: a CPU was away for up to {}, \
+                     longer than the plan's epsilon. The run decides nothing about them.",
                     show_ns(outcome.longest_stall_ns as f64)
                 );
             }
