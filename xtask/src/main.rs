@@ -38,8 +38,7 @@ fn main() -> ExitCode {
         Ok(task) => task,
         Err(error) => {
             let _ = error.print();
-            // 64 for wrong usage, as the qjump command has it.
-            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+            return ExitCode::from(usage_status(&error));
         }
     };
     let result = match task {
@@ -52,4 +51,23 @@ fn main() -> ExitCode {
         say!("{error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// 64 for wrong usage, as the qjump command has it; 0 for help that was asked for.
+fn usage_status(error: &clap::Error) -> u8 {
+    if error.use_stderr() { 64 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_task_is_wrong_usage_and_asking_for_help_is_not() {
+        let status = |arguments: &[&str]| Task::try_parse_from(arguments).err().map(|error| usage_status(&error));
+        assert_eq!(status(&["cargo xtask"]), Some(64));
+        assert_eq!(status(&["cargo xtask", "tset"]), Some(64));
+        assert_eq!(status(&["cargo xtask", "--help"]), Some(0));
+        assert_eq!(status(&["cargo xtask", "build"]), None);
+    }
 }
