@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args};
 use super::{Failure, print};
 use crate::{
     config::{File, Host, LevelArg, OversizeRule},
-    plan::{Model, Network, Plan, default_wire_overhead},
+    plan::{Delays, Model, Network, Plan, default_wire_overhead},
     units::{Nanos, Rate},
 };
 
@@ -90,7 +90,7 @@ impl NetworkArgs {
             hosts,
             link_rate,
             max_packet,
-            epsilon,
+            delays: Delays::Given(epsilon),
             wire_overhead: self.wire_overhead,
             model: self.model,
             levels: self.level.iter().map(|level| level.spec(self.oversize, self.tolerance)).collect(),

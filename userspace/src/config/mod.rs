@@ -8,7 +8,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::{
-    plan::{Demand, LevelSpec, Model, Network, default_wire_overhead},
+    plan::{Delays, Demand, LevelSpec, Model, Network, default_wire_overhead},
     units::{Nanos, Rate},
 };
 
@@ -237,13 +237,17 @@ impl LevelArg {
             Demand::Factor(factor) if factor <= 1.0 => tolerance,
             _ => no_tolerance(),
         };
-        LevelSpec { level: self.level, demand: self.demand, oversize: oversize.into(), tolerance }
+        LevelSpec { oversize: oversize.into(), tolerance, ..LevelSpec::new(self.level, self.demand) }
     }
 }
 
 impl FileLevel {
     fn spec(&self) -> LevelSpec {
-        LevelSpec { level: self.level, demand: self.factor, oversize: self.oversize.into(), tolerance: self.tolerance }
+        LevelSpec {
+            oversize: self.oversize.into(),
+            tolerance: self.tolerance,
+            ..LevelSpec::new(self.level, self.factor)
+        }
     }
 }
 
@@ -277,7 +281,7 @@ impl File {
             hosts: cluster.hosts,
             link_rate: cluster.link_rate,
             max_packet: cluster.max_packet,
-            epsilon: cluster.epsilon,
+            delays: Delays::Given(cluster.epsilon),
             wire_overhead: cluster.wire_overhead,
             model: cluster.model,
             levels: Vec::new(),

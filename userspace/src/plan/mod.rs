@@ -1,42 +1,49 @@
 //! The planner: from a network to epochs, rates and bounds. Pure: no clock, no I/O.
 //!
-//! # The published model
-//! With `n` hosts, largest packet `P`, slowest link `R` and fixed delays `eps`, a packet of a level
-//! that every host uses for at most one packet at a time waits for at most one packet of each host:
-//! `D = n P / R + eps` (QJump, NSDI 2015, equation 1). Hosts do not share a clock, so their windows
-//! are out of phase by up to one window, and the network epoch is doubled: `T = 2 n P / R + eps`
-//! (equation 2). A level with throughput factor `f` may send `f P` in an epoch. Its bound is `D` as
-//! long as at most `n / f` hosts send at that level at once, so only `f <= 1` holds for all hosts.
-//!
-//! What the published bound leaves out: it is for the strictest level alone (levels above also delay a
-//! level), and it holds for links that never get slower from edge to core, strict priority in every
-//! switch and on the sending host itself, and a limiter on every host. The bound begins when a packet
-//! leaves its host: what waits in the host's own qdisc behind other traffic is not in it.
+//! `n` hosts send over links of at least rate `R`. A level of factor `f` may send `f` packets of at most
+//! `P` bytes in each *epoch*. A packet of the level is then at its destination within its *bound*: one
+//! packet of each host, what the levels above send meanwhile, and the fixed delays `eps` of the path.
+//! [`bound`] has the equation, its proof and what each [`Model`] assumes; [`delays`] has `eps`.
 //!
 //! `P` counts as it does on the wire: padded to a frame of 64 bytes, and 24 bytes more.
 
+pub mod backward;
+pub mod bound;
+pub mod delays;
 mod text;
 
+pub use delays::{Delays, Path};
+pub use text::{Explanation, difference};
+
+use bound::{Demand as Sent, Envelope, least_fixed_point};
+use delays::{Fixed, on_wire};
 use qjump_ebpf::{
-    Config, LEVELS, Level, LevelLimit, LevelRecord,
-    frame::{MIN_FRAME, WIRE_OVERHEAD},
-    limiter::{LimitError, Oversize},
+    Charge, Config, LEVELS, Level, LevelLimit, LevelRecord,
+    frame::{WIRE_OVERHEAD, wire_bytes},
+    limiter::{LimitError, MAX_COST_BYTES, Oversize},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::units::{Nanos, Rate, show_rate};
+use crate::units::{Rate, Nanos, show_rate};
 
 /// Version of the JSON of a plan.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// How the epoch of a guaranteed level follows from the network.
+/// Most hosts in a plan. Beyond, an epoch at any usual rate is longer than the limiter counts.
+pub const MAX_HOSTS: u32 = 1_000_000;
+
+/// How the epoch of a level of factor 1 follows from the network. See [`bound`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Model {
-    /// T = 2nP/R + eps, as published.
+    /// T = 2D: proven for any destinations; every level of factor 1 is guaranteed.
     #[default]
+    Strict,
+    /// T = 2nP/R + eps, as published in 2015.
     Paper,
+    /// T = D: proven where contending packets go to one destination.
+    FanIn,
 }
 
 /// What a level may send.
@@ -44,6 +51,8 @@ pub enum Model {
 pub enum Demand {
     /// `f` times the largest packet in each epoch.
     Factor(f64),
+    /// A rate of wire bytes for each host.
+    Rate(Rate),
     /// Marked, never limited.
     Unlimited,
 }
@@ -55,11 +64,32 @@ pub struct LevelSpec {
     pub level: Level,
     /// What it may send.
     pub demand: Demand,
+    /// What a packet costs; by default a whole `P` up to factor 1, its bytes above.
+    pub charge: Option<Charge>,
+    /// Largest packet, L2 bytes without FCS; by default the network's.
+    pub max_packet: Option<u32>,
+    /// Wire bytes that may leave at once, for levels charged by bytes; by default one epoch's.
+    pub burst: Option<u32>,
     /// What happens to larger packets.
     pub oversize: Oversize,
     /// How much earlier than one epoch after the last a packet may come. The epoch grows by as much, so
     /// that spacing, and with it the bound, stay what they are. Packet-charged levels only.
     pub tolerance: Nanos,
+}
+
+impl LevelSpec {
+    /// A level with nothing special about it.
+    pub const fn new(level: Level, demand: Demand) -> Self {
+        Self {
+            level,
+            demand,
+            charge: None,
+            max_packet: None,
+            burst: None,
+            oversize: Oversize::Demote,
+            tolerance: Nanos::from_ns(0),
+        }
+    }
 }
 
 /// A network and its levels.
@@ -72,7 +102,7 @@ pub struct Network {
     /// Largest packet of guaranteed levels, P: L2 bytes without FCS.
     pub max_packet: u32,
     /// Fixed delays of a path, eps.
-    pub epsilon: Nanos,
+    pub delays: Delays,
     /// Bytes that a frame takes on the wire beside its L2 bytes; 0 for published numbers.
     pub wire_overhead: u32,
     /// The model.
@@ -95,6 +125,10 @@ pub struct Plan {
 pub struct LevelPlan {
     /// What was asked for.
     pub spec: LevelSpec,
+    /// Rate over the rate of one packet in each network epoch; `None` if it is unlimited.
+    pub factor: Option<f64>,
+    /// What a packet costs.
+    pub charge: Charge,
     /// Time between the budgets of the level, ns; `None` if it is unlimited.
     pub epoch_ns: Option<f64>,
     /// Rate in bit/s of wire bytes; `None` if it is unlimited.
@@ -109,14 +143,27 @@ pub struct LevelPlan {
     pub max_senders: Option<u32>,
     /// Largest packet, L2 bytes.
     pub max_packet: u32,
+    /// What the bound is made of; `None` without one.
+    pub terms: Option<Terms>,
+}
+
+/// What a bound is made of, ns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    /// The level's own packets, from every host that may send.
+    pub own_ns: f64,
+    /// What each level above sends meanwhile.
+    pub above: Vec<(Level, f64)>,
+    /// Fixed delays.
+    pub fixed: Fixed,
 }
 
 /// Why there is no plan. Each says what to change.
 #[derive(Debug, Error, PartialEq)]
 #[expect(missing_docs, reason = "the message is the documentation")]
 pub enum PlanError {
-    #[error("hosts is 0; give the number of hosts that may send, at least 1 (--hosts)")]
-    NoHosts,
+    #[error("hosts is {0}; give the number of hosts that may send, 1 to {MAX_HOSTS} (--hosts)")]
+    Hosts(u32),
     #[error("max-packet is {0} bytes; a frame has at least 14 and at most 65535 L2 bytes (--max-packet)")]
     PacketSize(u32),
     #[error("there is no level; give at least one, for example --level 7:1")]
@@ -138,28 +185,55 @@ pub enum PlanError {
         show_rate(*sum_bps), show_rate(*link_bps)
     )]
     SumAboveLink { sum_bps: f64, link_bps: f64 },
+    #[error(
+        "level {level} cannot have a bound: what may be sent above it is {sum} = {} of a link of {}; lower a factor \
+         above it, or give it a factor above 1, which promises less",
+        show_rate(*sum_bps), show_rate(*link_bps)
+    )]
+    Unstable { level: Level, sum: String, sum_bps: f64, link_bps: f64 },
+    #[error(
+        "level {level} cannot have a bound: level {above} above it has none; limit that one more, or put it below \
+         level {level}"
+    )]
+    AboveHasNone { level: Level, above: Level },
     #[error("wire-overhead is {0} bytes; a frame takes 24 beside its L2 bytes, and no tunnel or tag adds over 1000")]
     WireOverhead(u32),
-    #[error("level {level}: a tolerance is for levels of factor 1 or less; a level of factor {factor} has a burst")]
-    Tolerance { level: Level, factor: f64 },
-    #[error("the epoch would be {0:.3e} ns, too long to count; hosts, max-packet or epsilon is too large")]
-    Overflow(f64),
+    #[error("hops is {0}; a path has 1 (one switch) to 32")]
+    Hops(u32),
+    #[error("mtu is {0} bytes; a frame has at least 14 and at most 65535 L2 bytes")]
+    Mtu(u32),
+    #[error("level {level}: a tolerance is for levels charged by packet; a level charged by bytes has a burst")]
+    Tolerance { level: Level },
+    #[error("level {level}: a burst is for levels charged by bytes; a level charged by packet sends one at a time")]
+    Burst { level: Level },
+    #[error("level {level}: its epoch would be {epoch_ns:.3e} ns, too long to count; hosts, max-packet or epsilon is too large")]
+    Overflow { level: Level, epoch_ns: f64 },
     #[error("level {level}: {source}")]
     Limit { level: Level, source: LimitError },
 }
 
+/// The levels above one, as far as its bound needs them.
+struct Above {
+    level: Level,
+    /// How many hosts send, what each may send, and the level's bound; `None` without a bound.
+    sent: Option<(u32, Envelope, f64)>,
+    /// Whether all hosts may send at once.
+    all: bool,
+}
+
 impl Network {
-    /// Bytes that the largest packet takes on the wire.
-    pub fn packet_on_wire(&self) -> u32 {
-        match self.wire_overhead {
-            0 => self.max_packet,
-            overhead => self.max_packet.max(MIN_FRAME) + overhead,
-        }
+    /// Bytes that the largest packet of a level takes on the wire.
+    fn packet_on_wire(&self, spec: &LevelSpec) -> f64 {
+        f64::from(on_wire(spec.max_packet.unwrap_or(self.max_packet), self.wire_overhead))
     }
 
-    /// Time of one largest packet on the slowest link, `P / R`, ns.
-    pub fn packet_time_ns(&self) -> f64 {
-        f64::from(self.packet_on_wire()) * 8e9 / self.link_rate.bps() as f64
+    /// Time of so many wire bytes on the slowest link, ns.
+    pub fn time_ns(&self, wire_bytes: f64) -> f64 {
+        wire_bytes * 8e9 / self.link_rate.bps() as f64
+    }
+
+    fn link_bps(&self) -> f64 {
+        self.link_rate.bps() as f64
     }
 
     /// Computes the plan.
@@ -167,14 +241,23 @@ impl Network {
     /// # Errors
     /// If a number is out of range, or a level cannot have what it asks for.
     pub fn plan(&self) -> Result<Plan, PlanError> {
-        if self.hosts == 0 {
-            return Err(PlanError::NoHosts);
+        if !(1..=MAX_HOSTS).contains(&self.hosts) {
+            return Err(PlanError::Hosts(self.hosts));
         }
-        if !(14..=65_535).contains(&self.max_packet) {
-            return Err(PlanError::PacketSize(self.max_packet));
+        let sizes = self.levels.iter().filter_map(|spec| spec.max_packet).chain([self.max_packet]);
+        if let Some(size) = sizes.into_iter().find(|size| !(14..=65_535).contains(size)) {
+            return Err(PlanError::PacketSize(size));
         }
         if self.wire_overhead > 1_000 {
             return Err(PlanError::WireOverhead(self.wire_overhead));
+        }
+        if let Delays::Path(path) = self.delays {
+            if !(1..=32).contains(&path.hops) {
+                return Err(PlanError::Hops(path.hops));
+            }
+            if !(14..=65_535).contains(&path.mtu) {
+                return Err(PlanError::Mtu(path.mtu));
+            }
         }
         if self.levels.is_empty() {
             return Err(PlanError::NoLevels);
@@ -185,104 +268,248 @@ impl Network {
             return Err(PlanError::Twice(pair[0].level));
         }
 
-        let fan_in_ns = f64::from(self.hosts) * self.packet_time_ns();
-        let epsilon_ns = self.epsilon.ns() as f64;
-        let (bound_ns, epoch_ns) = match self.model {
-            Model::Paper => (fan_in_ns + epsilon_ns, 2.0 * fan_in_ns + epsilon_ns),
-        };
-        if epoch_ns > qjump_ebpf::limiter::MAX_BURST_NS as f64 {
-            return Err(PlanError::Overflow(epoch_ns));
+        let mut above: Vec<Above> = Vec::new();
+        let mut levels: Vec<LevelPlan> = Vec::new();
+        for spec in specs {
+            let largest = levels.iter().map(|level| self.frame_on_wire(level)).fold(0.0, f64::max);
+            let (level, envelope) = self.level(spec, &above, largest)?;
+            above.push(Above {
+                level: spec.level,
+                sent: match (envelope, level.bound_ns, level.max_senders) {
+                    (Some(envelope), Some(bound_ns), Some(senders)) => Some((senders, envelope, bound_ns)),
+                    _ => None,
+                },
+                all: level.max_senders == Some(self.hosts),
+            });
+            levels.push(level);
         }
-        let levels = specs
-            .iter()
-            .enumerate()
-            .map(|(position, spec)| self.level(*spec, position, bound_ns, epoch_ns))
-            .collect::<Result<Vec<LevelPlan>, _>>()?;
         let sum_bps: f64 = levels.iter().filter_map(|level| level.rate_bps).sum();
-        let link_bps = self.link_rate.bps() as f64;
-        if sum_bps > link_bps {
-            return Err(PlanError::SumAboveLink { sum_bps, link_bps });
+        if sum_bps > self.link_bps() {
+            return Err(PlanError::SumAboveLink { sum_bps, link_bps: self.link_bps() });
         }
         Ok(Plan { network: self.clone(), levels })
     }
 
-    fn level(&self, spec: LevelSpec, position: usize, bound_ns: f64, epoch_ns: f64) -> Result<LevelPlan, PlanError> {
+    /// Wire bytes of the largest single frame of a level: what GSO makes of a large packet.
+    fn frame_on_wire(&self, level: &LevelPlan) -> f64 {
+        let mtu = match self.delays {
+            Delays::Path(path) => path.mtu,
+            Delays::Given(_) => 1_514,
+        };
+        let frame = match level.charge {
+            Charge::Packet => level.max_packet,
+            _ => level.max_packet.min(mtu.max(self.max_packet)),
+        };
+        f64::from(on_wire(frame, self.wire_overhead))
+    }
+
+    /// The time and the spacing of a packet-charged level, or the bucket of a byte-charged one.
+    fn level(&self, spec: LevelSpec, above: &[Above], largest: f64) -> Result<(LevelPlan, Option<Envelope>), PlanError> {
         let level = spec.level;
         if level == Level::BEST_EFFORT {
             return Err(PlanError::LevelZero);
         }
-        let Demand::Factor(factor) = spec.demand else {
-            return Ok(LevelPlan {
-                spec,
-                epoch_ns: None,
-                rate_bps: None,
-                burst_bytes: None,
-                bound_ns: None,
-                guaranteed: false,
-                max_senders: None,
-                max_packet: u32::MAX,
-            });
+        let packet = self.packet_on_wire(&spec);
+        let packet_ns = self.time_ns(packet);
+        let hosts = f64::from(self.hosts);
+        let own_fixed = |frame: f64| self.delays.fixed(frame.max(largest), self.link_rate);
+        // The network epoch of this level's packets, by the published equation or its stricter sisters.
+        let base_ns = {
+            let epsilon = self.delays.fixed(packet, self.link_rate).total_ns();
+            match self.model {
+                Model::Strict => 2.0 * (hosts * packet_ns + epsilon),
+                Model::Paper => 2.0 * hosts * packet_ns + epsilon,
+                Model::FanIn => hosts * packet_ns + epsilon,
+            }
+        };
+        let factor = match spec.demand {
+            Demand::Unlimited => {
+                let plan = LevelPlan {
+                    spec,
+                    factor: None,
+                    charge: Charge::Unlimited,
+                    epoch_ns: None,
+                    rate_bps: None,
+                    burst_bytes: None,
+                    bound_ns: None,
+                    guaranteed: false,
+                    max_senders: None,
+                    max_packet: u32::MAX,
+                    terms: None,
+                };
+                return Ok((plan, None));
+            }
+            Demand::Factor(factor) => factor,
+            Demand::Rate(rate) => rate.bps() as f64 * base_ns / (packet * 8e9),
         };
         if !(factor.is_finite() && factor > 0.0) {
             return Err(PlanError::Factor { level, factor });
         }
-        if factor > 1.0 && spec.tolerance.ns() > 0 {
-            return Err(PlanError::Tolerance { level, factor });
+        let by_factor = matches!(spec.demand, Demand::Factor(factor) if factor <= 1.0);
+        let charge = match spec.charge {
+            Some(charge @ (Charge::Packet | Charge::Byte)) => charge,
+            _ if factor <= 1.0 => Charge::Packet,
+            _ => Charge::Byte,
+        };
+        let spaced = charge == Charge::Packet;
+        if !spaced && spec.tolerance.ns() > 0 {
+            return Err(PlanError::Tolerance { level });
         }
-        let packet_bits = f64::from(self.packet_on_wire()) * 8.0;
-        let link_bps = self.link_rate.bps() as f64;
-        let rate_bps = factor * packet_bits * 1e9 / epoch_ns;
-        if rate_bps > link_bps {
-            return Err(PlanError::AboveLink {
-                level,
-                factor,
-                rate_bps,
-                link_bps,
-                largest: factor * link_bps / rate_bps,
-            });
+        if spaced && spec.burst.is_some() {
+            return Err(PlanError::Burst { level });
         }
-        // Up to f = 1 a budget is one packet, and a lower factor makes it come less often. Above, it is
-        // f packets' worth of bytes in every epoch.
-        let (level_epoch_ns, rate_bps, burst_bytes) = if factor <= 1.0 {
-            let spacing_ns = epoch_ns / factor;
-            let tolerance_ns = spec.tolerance.ns() as f64;
-            let level_epoch_ns = spacing_ns + tolerance_ns;
-            let burst = f64::from(self.packet_on_wire()) * (1.0 + tolerance_ns / level_epoch_ns);
-            (level_epoch_ns, packet_bits * 1e9 / level_epoch_ns, burst)
+
+        // What a packet may be as long as: a byte-charged level may use its burst up with one.
+        let burst = match spec.burst {
+            Some(burst) => f64::from(burst),
+            None if spaced || by_factor => packet,
+            None => (factor * packet).max(packet),
+        };
+        let max_packet = spec.max_packet.unwrap_or(self.max_packet);
+        let max_packet = if spaced {
+            max_packet
         } else {
-            (epoch_ns, rate_bps, factor * f64::from(self.packet_on_wire()))
+            ((burst - f64::from(self.wire_overhead)).max(0.0) as u32).max(max_packet).min(MAX_COST_BYTES)
         };
-        // Above f = n a single host sends more in an epoch than the bound has room for.
-        let max_senders = (f64::from(self.hosts) / factor.max(1.0)).floor() as u32;
-        let plan = LevelPlan {
+        let mut plan = LevelPlan {
             spec,
-            epoch_ns: Some(level_epoch_ns),
-            rate_bps: Some(rate_bps),
-            burst_bytes: Some(burst_bytes),
-            bound_ns: (max_senders > 0).then_some(bound_ns),
-            guaranteed: factor <= 1.0 && position == 0,
-            max_senders: (max_senders > 0).then_some(max_senders),
-            // A level above f = 1 has a budget of f P, and may use it up with one packet.
-            max_packet: if factor <= 1.0 {
-                self.max_packet
-            } else {
-                (burst_bytes as u32).saturating_sub(self.wire_overhead.max(WIRE_OVERHEAD))
-            },
+            factor: Some(factor),
+            charge,
+            epoch_ns: None,
+            rate_bps: None,
+            burst_bytes: Some(burst),
+            bound_ns: None,
+            guaranteed: false,
+            max_senders: None,
+            max_packet,
+            terms: None,
         };
+        let fixed = own_fixed(self.frame_on_wire(&plan));
+        let epsilon = fixed.total_ns();
+        let (scale, past) = match self.model {
+            Model::Strict | Model::Paper => (2.0, 1.0),
+            Model::FanIn => (1.0, 0.0),
+        };
+        let barrier = above.iter().find(|above| above.sent.is_none()).map(|above| above.level);
+        let higher: Vec<(Level, Sent)> = above
+            .iter()
+            .filter_map(|above| {
+                let (senders, envelope, bound_ns) = above.sent?;
+                // (t - D_j, t + D_i) is as long as D_i plus the bound of the level above.
+                Some((above.level, Sent { senders, envelope, scale: 1.0, offset_ns: past * bound_ns }))
+            })
+            .collect();
+        let demands: Vec<Sent> = higher.iter().map(|&(_, sent)| sent).collect();
+
+        // Bound, own term and senders, and the time between packets at the level's rate.
+        let once = |senders: f64, bytes: f64| senders * self.time_ns(bytes);
+        let mut solved: Option<(f64, f64, u32)> = None;
+        let spacing_ns;
+        if by_factor || self.model == Model::Paper {
+            let senders = if factor <= 1.0 { self.hosts } else { (hosts / factor).floor() as u32 };
+            // One packet of each host, or f of each of n/f hosts. By bytes, and by proof rather than as
+            // published, the burst and what the window adds to it.
+            let own_ns = match (self.model, charge) {
+                (Model::Paper, _) => once(hosts, packet),
+                (_, Charge::Byte) => once(hosts, packet * (1.0 + factor)),
+                _ => once(hosts, packet),
+            };
+            if senders > 0 && barrier.is_none() {
+                solved = least_fixed_point(own_ns + epsilon, &demands).map(|d| (d, own_ns, senders));
+            }
+            if by_factor && self.model != Model::Paper {
+                let Some((d, ..)) = solved else {
+                    return Err(match barrier {
+                        Some(above) => PlanError::AboveHasNone { level, above },
+                        None => self.unstable(level, &higher),
+                    });
+                };
+                spacing_ns = scale * d / factor;
+            } else {
+                spacing_ns = base_ns / factor;
+            }
+        } else {
+            spacing_ns = base_ns / factor;
+            if barrier.is_none() {
+                let envelope = self.envelope(charge, packet, spacing_ns, spec.tolerance, burst);
+                // For all hosts if that has a solution, else for as many as the factor leaves, or fewer.
+                let shares = std::iter::once(hosts).chain(std::iter::successors(Some(hosts / factor.max(1.0)), |n| Some(n / 2.0)));
+                for senders in shares.map(|n| n.floor() as u32).take_while(|&n| n > 0) {
+                    let own = Sent { senders, envelope, scale, offset_ns: 0.0 };
+                    let all: Vec<Sent> = demands.iter().copied().chain([own]).collect();
+                    if let Some(d) = least_fixed_point(epsilon, &all) {
+                        solved = Some((d, own.time_ns(d), senders));
+                        break;
+                    }
+                }
+            }
+        }
+        let tolerance_ns = spec.tolerance.ns() as f64;
+        let epoch_ns = match charge {
+            Charge::Packet => spacing_ns + tolerance_ns,
+            // f packets' worth in each network epoch.
+            _ if by_factor => spacing_ns,
+            _ => base_ns,
+        };
+        let rate_bps = match charge {
+            Charge::Packet => packet * 8e9 / epoch_ns,
+            _ => packet * 8e9 / spacing_ns,
+        };
+        if epoch_ns > qjump_ebpf::limiter::MAX_BURST_NS as f64 {
+            return Err(PlanError::Overflow { level, epoch_ns });
+        }
+        if rate_bps > self.link_bps() {
+            let (link_bps, largest) = (self.link_bps(), factor * self.link_bps() / rate_bps);
+            return Err(PlanError::AboveLink { level, factor, rate_bps, link_bps, largest });
+        }
+        plan.epoch_ns = Some(epoch_ns);
+        plan.rate_bps = Some(rate_bps);
+        if spaced {
+            plan.burst_bytes = Some(packet * (1.0 + tolerance_ns / epoch_ns));
+        }
+        if let Some((d, own_ns, senders)) = solved {
+            let above_ns = higher.iter().map(|(level, sent)| (*level, sent.time_ns(d))).collect();
+            plan.bound_ns = Some(d);
+            plan.max_senders = Some(senders);
+            plan.terms = Some(Terms { own_ns, above: above_ns, fixed });
+            plan.guaranteed = senders == self.hosts
+                && above.iter().all(|above| above.all)
+                // As published: the strictest level, a whole packet at a time.
+                && (self.model != Model::Paper || (above.is_empty() && spaced));
+        }
         plan.limit().map_err(|source| PlanError::Limit { level, source })?;
-        Ok(plan)
+        let envelope = self.envelope(charge, packet, epoch_ns - tolerance_ns, spec.tolerance, burst);
+        let envelope = match envelope {
+            Envelope::Bucket { burst_ns, .. } => Envelope::Bucket { burst_ns, share: rate_bps / self.link_bps() },
+            spaced @ Envelope::Spaced { .. } => spaced,
+        };
+        Ok((plan, Some(envelope)))
+    }
+
+    fn envelope(&self, charge: Charge, packet: f64, spacing_ns: f64, tolerance: Nanos, burst: f64) -> Envelope {
+        let tolerance_ns = tolerance.ns() as f64;
+        let packet_ns = self.time_ns(packet);
+        match charge {
+            Charge::Packet => Envelope::Spaced { packet_ns, epoch_ns: spacing_ns + tolerance_ns, tolerance_ns },
+            _ => Envelope::Bucket { burst_ns: self.time_ns(burst), share: packet_ns / spacing_ns },
+        }
+    }
+
+    fn unstable(&self, level: Level, higher: &[(Level, Sent)]) -> PlanError {
+        let rate = |sent: &Sent| f64::from(sent.senders) * sent.envelope.share() * self.link_bps();
+        let sum = higher.iter().map(|(above, sent)| {
+            format!("level {above}: {} hosts x {}", sent.senders, show_rate(sent.envelope.share() * self.link_bps()))
+        });
+        PlanError::Unstable {
+            level,
+            sum: sum.collect::<Vec<_>>().join(" + "),
+            sum_bps: higher.iter().map(|(_, sent)| rate(sent)).sum(),
+            link_bps: self.link_bps(),
+        }
     }
 }
 
 impl LevelPlan {
-    /// The throughput factor, if the level has one.
-    pub fn factor(&self) -> Option<f64> {
-        match self.spec.demand {
-            Demand::Factor(factor) => Some(factor),
-            Demand::Unlimited => None,
-        }
-    }
-
     /// The limit that enforces this level. Rounded to the safe side: an epoch is never shorter, a rate
     /// and a burst never larger than planned.
     ///
@@ -292,21 +519,21 @@ impl LevelPlan {
         let (Some(epoch_ns), Some(rate_bps), Some(burst)) = (self.epoch_ns, self.rate_bps, self.burst_bytes) else {
             return Ok(LevelLimit::UNLIMITED);
         };
-        if self.factor().is_some_and(|factor| factor <= 1.0) {
-            LevelLimit::per_packet(
-                epoch_ns.ceil() as u64,
-                self.spec.tolerance.ns(),
-                self.max_packet,
-                self.spec.oversize,
-            )
-        } else {
-            LevelLimit::per_byte(rate_bps as u64, burst as u64, self.max_packet, self.spec.oversize)
+        let oversize = self.spec.oversize;
+        if self.charge == Charge::Packet {
+            return LevelLimit::per_packet(epoch_ns.ceil() as u64, self.spec.tolerance.ns(), self.max_packet, oversize);
         }
+        // The limiter counts real wire bytes; published numbers leave them out of the burst.
+        let least = match self.spec.burst {
+            None => u64::from(wire_bytes(self.max_packet, 1)),
+            Some(_) => 0,
+        };
+        LevelLimit::per_byte(rate_bps as u64, (burst as u64).max(least), self.max_packet, oversize)
     }
 
     fn record(&self) -> LevelRecord {
         LevelRecord {
-            factor: self.factor().unwrap_or(0.0),
+            factor: self.factor.unwrap_or(0.0),
             epoch_ns: self.epoch_ns.unwrap_or(0.0),
             rate_bps: self.rate_bps.unwrap_or(0.0),
             bound_ns: self.bound_ns.unwrap_or(-1.0),
@@ -317,6 +544,20 @@ impl LevelPlan {
 }
 
 impl Plan {
+    /// Fixed delays of the strictest level, ns.
+    pub fn epsilon_ns(&self) -> f64 {
+        match (self.network.delays, &self.levels[0].terms) {
+            (Delays::Given(epsilon), _) => epsilon.ns() as f64,
+            (_, Some(terms)) => terms.fixed.total_ns(),
+            _ => 0.0,
+        }
+    }
+
+    /// The plan of one level.
+    pub fn level(&self, level: Level) -> Option<&LevelPlan> {
+        self.levels.iter().find(|plan| plan.spec.level == level)
+    }
+
     /// What the programs need of this plan. Generation and time are for the loader to fill in.
     ///
     /// # Errors
@@ -325,7 +566,7 @@ impl Plan {
         let mut config = Config { flags, ..Config::EMPTY };
         config.plan.hosts = self.network.hosts;
         config.plan.link_rate_bps = self.network.link_rate.bps();
-        config.plan.epsilon_ns = self.network.epsilon.ns();
+        config.plan.epsilon_ns = self.epsilon_ns().ceil() as u64;
         for level in &self.levels {
             let index = level.spec.level.index();
             config.limits[index] =
@@ -343,22 +584,37 @@ impl Plan {
             "model": network.model,
             "hosts": network.hosts,
             "link_rate_bps": network.link_rate.bps(),
-            "epsilon_ns": network.epsilon.ns(),
+            "epsilon_ns": self.epsilon_ns(),
             "levels": self.levels.iter().map(|level| serde_json::json!({
                 "level": level.spec.level.number(),
-                "factor": level.factor(),
-                "max_packet_bytes": (level.epoch_ns.is_some()).then_some(level.max_packet),
+                "factor": level.factor,
+                "charge": level.charge_name(),
+                "max_packet_bytes": level.epoch_ns.map(|_| level.max_packet),
                 "epoch_ns": level.epoch_ns,
                 "rate_bps": level.rate_bps,
                 "burst_bytes": level.burst_bytes,
                 "bound_ns": level.bound_ns,
                 "guaranteed": level.guaranteed,
                 "max_senders": level.max_senders,
-                "terms": level.bound_ns.map(|_| serde_json::json!({
-                    "fan_in_ns": f64::from(network.hosts) * network.packet_time_ns(),
-                    "epsilon_ns": network.epsilon.ns(),
-                })),
+                "terms": level.terms.as_ref().map(Terms::to_json),
             })).collect::<Vec<_>>(),
+            "conditions": self.conditions(),
+        })
+    }
+}
+
+impl Terms {
+    fn to_json(&self) -> serde_json::Value {
+        let above: serde_json::Map<String, serde_json::Value> =
+            self.above.iter().map(|(level, ns)| (level.to_string(), (*ns).into())).collect();
+        serde_json::json!({
+            "own_ns": self.own_ns,
+            "above_ns": above,
+            "epsilon_ns": self.fixed.total_ns(),
+            "switch_ns": self.fixed.switch_ns,
+            "store_and_forward_ns": self.fixed.store_and_forward_ns,
+            "blocking_ns": self.fixed.blocking_ns,
+            "host_ns": self.fixed.host_ns,
         })
     }
 }
@@ -386,17 +642,12 @@ mod tests {
             hosts,
             link_rate: rate.parse().unwrap(),
             max_packet,
-            epsilon: Nanos::from_ns(0),
+            delays: Delays::Given(Nanos::from_ns(0)),
             wire_overhead: 0,
             model: Model::Paper,
             levels: levels
                 .iter()
-                .map(|&(level, factor)| LevelSpec {
-                    level: Level::new(level).unwrap(),
-                    demand: Demand::Factor(factor),
-                    oversize: Oversize::Demote,
-                    tolerance: Nanos::from_ns(0),
-                })
+                .map(|&(level, factor)| LevelSpec::new(Level::new(level).unwrap(), Demand::Factor(factor)))
                 .collect(),
         }
     }
@@ -455,9 +706,138 @@ mod tests {
 
     #[test]
     fn only_the_strictest_level_of_factor_one_is_guaranteed() {
-        let plan = network(12, 256, "10gbit", &[(5, 4.0), (7, 1.0), (6, 1.0)]).plan().unwrap();
+        let mut network = network(12, 256, "10gbit", &[(5, 4.0), (7, 1.0), (6, 1.0)]);
+        // Without fixed delays the two levels of factor 1 fill the link, and level 5 has no bound.
+        assert_eq!(network.plan().unwrap().levels[2].bound_ns, None);
+        network.delays = Delays::Given(Nanos::from_ns(4_000));
+        let plan = network.plan().unwrap();
         let seen: Vec<_> = plan.levels.iter().map(|l| (l.spec.level.number(), l.guaranteed, l.max_senders)).collect();
         assert_eq!(seen, [(7, true, Some(12)), (6, false, Some(12)), (5, false, Some(3))]);
+    }
+
+    fn strict(levels: &[(u8, f64)]) -> Network {
+        let mut network = network(12, 256, "10gbit", levels);
+        network.model = Model::Strict;
+        network.wire_overhead = WIRE_OVERHEAD;
+        network.delays = Delays::Given(Nanos::from_ns(4_000));
+        network
+    }
+
+    #[test]
+    fn strict_epochs_are_twice_the_bound_level_by_level() {
+        // C = 280 B = 224 ns, n C = 2688, eps = 4000. Level 6: 6688 + 2688 ceil((D6 + D7) / T7).
+        let plan = strict(&[(7, 1.0), (6, 1.0), (5, 0.5)]).plan().unwrap();
+        let seen: Vec<_> = plan.levels.iter().map(|l| (l.bound_ns.unwrap(), l.epoch_ns.unwrap(), l.guaranteed)).collect();
+        let d7 = 2_688.0 + 4_000.0;
+        let d6 = d7 + 2.0 * 2_688.0;
+        // Level 5: (D5 + D7) / T7 = 1.9 and (D5 + D6) / T6 = 1.2 packets, so two of each, and half as often.
+        let d5 = d7 + 2.0 * 2_688.0 + 2.0 * 2_688.0;
+        assert_eq!(seen, [(d7, 2.0 * d7, true), (d6, 2.0 * d6, true), (d5, 4.0 * d5, true)]);
+        let terms = plan.levels[1].terms.as_ref().unwrap();
+        assert_eq!((terms.own_ns, terms.above.clone()), (2_688.0, vec![(Level::STRICTEST, 5_376.0)]));
+    }
+
+    #[test]
+    fn fan_in_epochs_are_the_bound() {
+        let mut network = strict(&[(7, 1.0)]);
+        network.model = Model::FanIn;
+        let plan = network.plan().unwrap();
+        assert_eq!(plan.levels[0].epoch_ns, plan.levels[0].bound_ns);
+        assert_eq!(plan.levels[0].bound_ns, Some(6_688.0));
+    }
+
+    #[test]
+    fn bytes_cost_a_second_packet() {
+        let mut network = strict(&[(7, 1.0)]);
+        network.levels[0].charge = Some(Charge::Byte);
+        let plan = network.plan().unwrap();
+        assert_eq!(plan.levels[0].bound_ns, Some(2.0 * 2_688.0 + 4_000.0));
+        assert!(plan.levels[0].guaranteed);
+        // The published reasoning does not count it, and so it is no guarantee.
+        network.model = Model::Paper;
+        let plan = network.plan().unwrap();
+        assert_eq!((plan.levels[0].bound_ns, plan.levels[0].guaranteed), (Some(6_688.0), false));
+    }
+
+    #[test]
+    fn above_factor_one_fewer_may_send() {
+        let plan = strict(&[(7, 1.0), (5, 4.0)]).plan().unwrap();
+        let five = &plan.levels[1];
+        assert_eq!((five.max_senders, five.guaranteed), (Some(3), false));
+        // D = eps + 3 (4 C + 2 D r / R) + above(D), with r = 4 P / T.
+        let d = five.bound_ns.unwrap();
+        let (t, c) = (plan.levels[0].epoch_ns.unwrap(), 224.0);
+        let above = 12.0 * c * ((d + 6_688.0) / t).ceil();
+        let own = 3.0 * (4.0 * c + 4.0 * c * 2.0 * d / t);
+        assert!(close(d, 4_000.0 + own + above, 1e-9), "{d} {own} {above}");
+    }
+
+    #[test]
+    fn a_rate_is_a_factor_by_another_name() {
+        let by_factor = strict(&[(7, 1.0), (5, 4.0)]).plan().unwrap();
+        let rate = by_factor.levels[1].rate_bps.unwrap().round() as u64;
+        let mut network = strict(&[(7, 1.0), (5, 4.0)]);
+        network.levels[1].demand = Demand::Rate(Rate::from_bps(rate));
+        let by_rate = network.plan().unwrap();
+        assert!(close(by_rate.levels[1].factor.unwrap(), 4.0, 1e-6));
+        assert!(close(by_rate.levels[1].bound_ns.unwrap(), by_factor.levels[1].bound_ns.unwrap(), 1e-6));
+        // Little enough, and it holds for all hosts.
+        network.levels[1].demand = Demand::Rate("1mbit".parse().unwrap());
+        let slow = network.plan().unwrap();
+        assert!(slow.levels[1].guaranteed);
+        assert!(close(slow.levels[1].rate_bps.unwrap(), 1e6, 1e-9));
+    }
+
+    #[test]
+    fn refuses_what_the_levels_above_make_impossible() {
+        let mut network = strict(&[(7, 1.0), (6, 1.0), (3, 1.0)]);
+        network.model = Model::FanIn;
+        network.delays = Delays::Given(Nanos::from_ns(0));
+        assert_eq!(
+            network.plan().unwrap_err().to_string(),
+            "level 6 cannot have a bound: what may be sent above it is level 7: 12 hosts x 833.333mbit = 10gbit of a \
+             link of 10gbit; lower a factor above it, or give it a factor above 1, which promises less"
+        );
+        network.levels[1].demand = Demand::Unlimited;
+        assert_eq!(
+            network.plan().unwrap_err().to_string(),
+            "level 3 cannot have a bound: level 6 above it has none; limit that one more, or put it below level 3"
+        );
+    }
+
+    #[test]
+    fn computes_epsilon_from_the_path() {
+        let mut network = strict(&[(7, 1.0)]);
+        network.delays =
+            Delays::Path(Path { hops: 1, switch_delay: Nanos::from_ns(500), mtu: 1_514, host_burst: 0 });
+        let plan = network.plan().unwrap();
+        let eps = 500.0 + 224.0 + 2.0 * 1_230.4;
+        assert!(close(plan.levels[0].bound_ns.unwrap(), 2_688.0 + eps, 1e-12));
+        // A level of long packets above makes the store-and-forward term longer below as well.
+        network.levels[0].max_packet = Some(1_514);
+        network.levels.push(LevelSpec::new(Level::new(6).unwrap(), Demand::Factor(1.0)));
+        let plan = network.plan().unwrap();
+        assert!(close(plan.levels[1].terms.as_ref().unwrap().fixed.store_and_forward_ns, 1_230.4, 1e-12));
+    }
+
+    #[test]
+    fn explains_every_term() {
+        let plan = strict(&[(7, 1.0), (6, 1.0)]).plan().unwrap();
+        let text = Explanation(&plan, &plan.levels[1]).to_string();
+        for part in ["bound 12.064us", "12 hosts x 224ns = 2.688us", "level 7 meanwhile", "5.376us", "4us", "45%"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let terms = plan.levels[1].terms.as_ref().unwrap();
+        let sum = terms.own_ns + terms.above[0].1 + terms.fixed.total_ns();
+        assert!(close(sum, plan.levels[1].bound_ns.unwrap(), 1e-12));
+    }
+
+    #[test]
+    fn says_what_a_change_would_do() {
+        let now = strict(&[(7, 1.0)]);
+        let later = Network { hosts: 24, ..now.clone() };
+        let text = difference(&now.plan().unwrap(), &later.plan().unwrap());
+        assert!(text.contains("6.688us -> 9.376us (x1.40)"), "{text}");
     }
 
     #[test]
@@ -478,7 +858,7 @@ mod tests {
             change(&mut network);
             network.plan().unwrap_err()
         };
-        assert_eq!(with(|n| n.hosts = 0), PlanError::NoHosts);
+        assert_eq!(with(|n| n.hosts = 0), PlanError::Hosts(0));
         assert_eq!(with(|n| n.max_packet = 13), PlanError::PacketSize(13));
         assert_eq!(with(|n| n.levels.clear()), PlanError::NoLevels);
         assert_eq!(with(|n| n.levels.push(n.levels[0])), PlanError::Twice(Level::STRICTEST));
@@ -491,7 +871,7 @@ mod tests {
         let mut nan = ok();
         nan.levels[0].demand = Demand::Factor(f64::NAN);
         assert!(matches!(nan.plan(), Err(PlanError::Factor { .. })));
-        assert!(matches!(with(|n| n.epsilon = "9000s".parse().unwrap()), PlanError::Overflow(_)));
+        assert!(matches!(with(|n| n.delays = Delays::Given("9000s".parse().unwrap())), PlanError::Overflow { .. }));
         assert!(matches!(
             with(|n| {
                 n.levels[0].demand = Demand::Factor(2.0);
@@ -519,12 +899,13 @@ mod tests {
         fn every_plan_can_be_enforced_and_never_exceeds_itself(
             hosts in 1u32..20_000, packet in 14u32..9_600, bps in 1_000_000u64..400_000_000_000,
             epsilon in 0u64..10_000_000, factor in 0.1f64..64.0, overhead in prop::sample::select(vec![0u32, 24, 28]),
+            model in prop::sample::select(vec![Model::Strict, Model::Paper, Model::FanIn]),
         ) {
             let network = Network {
-                hosts, link_rate: Rate::from_bps(bps), max_packet: packet, epsilon: Nanos::from_ns(epsilon),
-                wire_overhead: overhead, model: Model::Paper,
+                hosts, link_rate: Rate::from_bps(bps), max_packet: packet,
+                delays: Delays::Given(Nanos::from_ns(epsilon)), wire_overhead: overhead, model,
                 levels: vec![LevelSpec {
-                    level: Level::STRICTEST, demand: Demand::Factor(factor), oversize: Oversize::Drop, tolerance: Nanos::from_ns(0),
+                    oversize: Oversize::Drop, ..LevelSpec::new(Level::STRICTEST, Demand::Factor(factor))
                 }],
             };
             if let Ok(plan) = network.plan() {
@@ -535,7 +916,8 @@ mod tests {
                     prop_assert!(limit.burst_ns() as f64 >= level.epoch_ns.unwrap());
                 } else {
                     // One packet of the whole burst passes, one byte more does not, and no price is too low.
-                    let burst = level.burst_bytes.unwrap() as u32;
+                    // The limiter counts the overhead that published numbers leave out.
+                    let burst = (level.burst_bytes.unwrap() as u32).max(wire_bytes(level.max_packet, 1));
                     if burst < qjump_ebpf::limiter::MAX_COST_BYTES {
                         let price = limit.cost_ns(0, 2, burst);
                         prop_assert!(price.is_some_and(|ns| ns as f64 >= f64::from(burst) * 8e9 / level.rate_bps.unwrap() - 1.0));

@@ -1,58 +1,253 @@
 //! A plan for people.
 
-use super::{LevelPlan, Plan};
+use std::fmt::{self, Display, Write as _};
+
+use qjump_ebpf::{Charge, Level};
+
+use super::{Delays, LevelPlan, Model, Network, Plan, Terms, delays::Fixed};
 use crate::{
     table::Table,
     units::{show_ns, show_rate},
 };
 
 impl LevelPlan {
-    fn guarantee(&self) -> String {
+    pub(super) fn charge_name(&self) -> &'static str {
+        match self.charge {
+            Charge::Packet => "packet",
+            Charge::Byte => "bytes",
+            Charge::Unlimited | Charge::NotConfigured => "unlimited",
+        }
+    }
+
+    fn holds(&self) -> String {
         match (self.guaranteed, self.bound_ns, self.max_senders) {
             (true, ..) => "guaranteed".to_owned(),
             (_, Some(_), Some(senders)) => format!("while <= {senders} hosts send"),
-            _ => "none".to_owned(),
+            _ => "no bound".to_owned(),
+        }
+    }
+
+    fn show_factor(&self) -> String {
+        self.factor.map_or("unlimited".to_owned(), |factor| {
+            let text = format!("{factor:.3}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        })
+    }
+}
+
+impl Model {
+    fn equation(self) -> &'static str {
+        match self {
+            Self::Strict => "strict: an epoch is twice the bound",
+            Self::Paper => "as published in 2015: an epoch is 2nP/R + eps",
+            Self::FanIn => "fan-in: an epoch is the bound",
         }
     }
 }
 
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut table = Table::new(["level", "factor", "epoch", "rate", "burst", "bound", "bound holds"]);
+impl Plan {
+    /// What the bounds of this plan depend on, a sentence each.
+    pub fn conditions(&self) -> Vec<String> {
+        let mut conditions = vec![
+            format!("the limiter on every host, and no more than {} hosts", self.network.hosts),
+            "switches that serve the eight levels strictly, and routes on which packets that part do not meet again"
+                .to_owned(),
+            format!("no link slower than {}", self.network.link_rate),
+            "a bound begins when a packet leaves the host's own queues for its NIC".to_owned(),
+        ];
+        match self.network.model {
+            Model::Strict => {}
+            Model::Paper => conditions.push(
+                "as published: fixed delays that differ by less than half of epsilon from path to path, and levels \
+                 below the strictest by the published reasoning"
+                    .to_owned(),
+            ),
+            Model::FanIn => conditions.push(
+                "proven for contending packets that go to one destination over links of one rate; for several \
+                 destinations no counter-example is known"
+                    .to_owned(),
+            ),
+        }
+        for level in self.levels.iter().filter(|level| !level.guaranteed) {
+            if let (Some(_), Some(senders)) = (level.bound_ns, level.max_senders) {
+                conditions.push(format!(
+                    "level {}{}: at most {senders} of {} hosts send at once",
+                    level.spec.level,
+                    if self.levels.iter().any(|below| below.spec.level < level.spec.level) {
+                        " and those below"
+                    } else {
+                        ""
+                    },
+                    self.network.hosts
+                ));
+            }
+        }
+        conditions
+    }
+
+    fn table(&self) -> Table {
+        let mut table =
+            Table::new(["level", "factor", "charge", "max packet", "epoch", "rate", "burst", "bound", "bound holds"]);
         for level in &self.levels {
             table.row([
                 level.spec.level.to_string(),
-                level.factor().map_or("unlimited".to_owned(), |factor| factor.to_string()),
+                level.show_factor(),
+                level.charge_name().to_owned(),
+                level.epoch_ns.map_or("-".to_owned(), |_| format!("{} B", level.max_packet)),
                 level.epoch_ns.map_or("-".to_owned(), show_ns),
                 level.rate_bps.map_or("-".to_owned(), show_rate),
                 level.burst_bytes.map_or("-".to_owned(), |burst| format!("{burst:.0} B")),
                 level.bound_ns.map_or("-".to_owned(), show_ns),
-                level.guarantee(),
+                level.holds(),
             ]);
         }
-        table.row(["0", "-", "-", "-", "-", "-", "best effort, unlimited"].map(str::to_owned));
-        writeln!(f, "{table}")?;
-        let network = &self.network;
-        let packet_ns = network.packet_time_ns();
-        write!(
-            f,
-            "Bound: {} hosts x {} (one packet of {} B takes {} B on a {} link) + {} of fixed delays = {}. ",
-            network.hosts,
-            show_ns(packet_ns),
-            network.max_packet,
-            network.packet_on_wire(),
-            network.link_rate,
-            network.epsilon,
-            show_ns(f64::from(network.hosts) * packet_ns + network.epsilon.ns() as f64),
-        )?;
-        write!(
-            f,
-            "As published (2015): it holds with strict priority in every switch, links that do not get slower towards \
-             the core, and this limiter on every host; it begins when a packet leaves its host's own queues."
-        )?;
-        if self.levels.iter().any(|level| level.bound_ns.is_some() && !level.guaranteed) {
-            write!(f, " A bound that is not guaranteed leaves out what the levels above it send.")?;
+        table.row(["0", "-", "-", "-", "-", "-", "-", "-", "best effort, unlimited"].map(str::to_owned));
+        table
+    }
+}
+
+impl Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.table())?;
+        write!(f, "Model {}.", self.network.model.equation())?;
+        if let Some((level, terms)) = self.levels.iter().find_map(|l| l.terms.as_ref().map(|terms| (l, terms))) {
+            write!(
+                f,
+                " The bound of level {}, {}, is {} ({} B on the wire each, {}) + {} of fixed delays.",
+                level.spec.level,
+                show_ns(level.bound_ns.unwrap_or_default()),
+                own(level, terms),
+                wire(&self.network, level),
+                self.network.link_rate,
+                show_ns(terms.fixed.total_ns())
+            )?;
+        }
+        write!(f, " It needs: {}.", self.conditions().join("; "))?;
+        if self.levels.iter().any(|level| level.bound_ns.is_none() && level.epoch_ns.is_some()) {
+            write!(
+                f,
+                " A level without a bound is limited and marked all the same: with what is above it, or with its own \
+                 rate from all hosts, the link could be full for ever."
+            )?;
         }
         Ok(())
     }
+}
+
+fn wire(network: &Network, level: &LevelPlan) -> u32 {
+    network.packet_on_wire(&level.spec) as u32
+}
+
+fn own(level: &LevelPlan, terms: &Terms) -> String {
+    let senders = level.max_senders.unwrap_or_default();
+    format!("{senders} hosts x {} = {}", show_ns(terms.own_ns / f64::from(senders.max(1))), show_ns(terms.own_ns))
+}
+
+/// `--explain`: every term of one level's bound with its number.
+pub struct Explanation<'a>(pub &'a Plan, pub &'a LevelPlan);
+
+impl Fixed {
+    fn parts(&self) -> [(&'static str, f64); 5] {
+        [
+            ("fixed delays, as given", self.given_ns),
+            ("switches and cables", self.switch_ns),
+            ("store and forward: the packet once a switch", self.store_and_forward_ns),
+            ("blocking: one lower frame a switch", self.blocking_ns),
+            ("the sender's own NIC: what it has begun to send", self.host_ns),
+        ]
+    }
+}
+
+impl Display for Explanation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(plan, level) = *self;
+        let number = level.spec.level;
+        let (Some(bound), Some(terms)) = (level.bound_ns, &level.terms) else {
+            let why = match plan.levels.iter().find(|above| above.spec.level >= number && above.epoch_ns.is_none()) {
+                Some(above) if above.spec.level == number => "it is unlimited".to_owned(),
+                Some(above) => format!("level {} above it is unlimited", above.spec.level),
+                None => "with one sender already, it and the levels above could fill the link for ever".to_owned(),
+            };
+            return write!(f, "Level {number} has no bound: {why}.");
+        };
+        writeln!(f, "Level {number}: bound {}, {}.", show_ns(bound), level.holds())?;
+        let mut rows: Vec<(String, f64)> = vec![(format!("level {number}: {}", own(level, terms)), terms.own_ns)];
+        for (above, ns) in &terms.above {
+            let senders = plan.level(*above).and_then(|level| level.max_senders).unwrap_or_default();
+            rows.push((
+                format!("level {above} meanwhile: {senders} hosts x {}", show_ns(ns / f64::from(senders.max(1)))),
+                *ns,
+            ));
+        }
+        rows.extend(terms.fixed.parts().into_iter().filter(|(_, ns)| *ns > 0.0).map(|(name, ns)| (name.to_owned(), ns)));
+        let mut table = Table::new(["time", "share", "what"]);
+        for (what, ns) in &rows {
+            table.row([show_ns(*ns), format!("{:.0}%", 100.0 * ns / bound), what.clone()]);
+        }
+        // The last column reads better from the left.
+        write!(f, "{}", table.left(2))?;
+        let largest = rows.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|row| row.0.as_str()).unwrap_or_default();
+        writeln!(f, "Most of it: {largest}.")?;
+        if let (Some(epoch), Some(rate)) = (level.epoch_ns, level.rate_bps) {
+            let spacing = epoch - level.spec.tolerance.ns() as f64;
+            write!(
+                f,
+                "A host may send {} at this level: {}.",
+                show_rate(rate),
+                match level.charge {
+                    Charge::Packet if level.spec.tolerance.ns() > 0 =>
+                        format!("a packet each {}, never two within {}", show_ns(epoch), show_ns(spacing)),
+                    Charge::Packet => format!("a packet each {}", show_ns(epoch)),
+                    _ => format!("bursts of {:.0} wire bytes", level.burst_bytes.unwrap_or_default()),
+                }
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// `--what-if`: both plans and what differs, as text.
+pub fn difference(before: &Plan, after: &Plan) -> String {
+    let mut out = format!("Now: {}\n{}\n", inputs(&before.network), before.table());
+    let _ = writeln!(out, "What if: {}\n{}", inputs(&after.network), after.table());
+    let levels: Vec<Level> = {
+        let mut all: Vec<Level> = before.levels.iter().chain(&after.levels).map(|level| level.spec.level).collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        all.dedup();
+        all
+    };
+    let mut table = Table::new(["level", "bound", "epoch", "rate", "bound holds"]);
+    for number in levels {
+        let change = |value: fn(&LevelPlan) -> Option<f64>, show: fn(f64) -> String| {
+            match (before.level(number).and_then(value), after.level(number).and_then(value)) {
+                (Some(a), Some(b)) if (a - b).abs() <= 1e-9 * a => "same".to_owned(),
+                (Some(a), Some(b)) => format!("{} -> {} (x{:.2})", show(a), show(b), b / a),
+                (Some(a), None) => format!("{} -> none", show(a)),
+                (None, Some(b)) => format!("none -> {}", show(b)),
+                (None, None) => "-".to_owned(),
+            }
+        };
+        let holds = |plan: &Plan| plan.level(number).map_or("no such level".to_owned(), LevelPlan::holds);
+        let (a, b) = (holds(before), holds(after));
+        table.row([
+            number.to_string(),
+            change(|level| level.bound_ns, show_ns),
+            change(|level| level.epoch_ns, show_ns),
+            change(|level| level.rate_bps, show_rate),
+            if a == b { a } else { format!("{a} -> {b}") },
+        ]);
+    }
+    let _ = write!(out, "Difference:\n{table}");
+    out
+}
+
+fn inputs(network: &Network) -> String {
+    let delays = match network.delays {
+        Delays::Given(epsilon) => format!("epsilon {epsilon}"),
+        Delays::Path(path) => format!(
+            "{} switches of {}, frames of {} B, host bursts of {} B",
+            path.hops, path.switch_delay, path.mtu, path.host_burst
+        ),
+    };
+    format!("{} hosts, {}, P = {} B, {delays}", network.hosts, network.link_rate, network.max_packet)
 }

@@ -11,14 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use qjump_ebpf::{Level, limiter::Oversize};
+use qjump_ebpf::Level;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Queueing, Rack, RackSpec, chart, iperf};
 use crate::{
     measure::{Priority, Probe, Progress, Report, StallWatch, flood},
-    plan::{Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
+    plan::{Delays, Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
     table::Table,
     units::{Nanos, Rate, show_ns},
 };
@@ -191,10 +191,10 @@ fn network(demand: Demand, epsilon: Nanos) -> Network {
         hosts: RACK.hosts as u32,
         link_rate: RACK.rate,
         max_packet: MAX_PACKET,
-        epsilon,
+        delays: Delays::Given(epsilon),
         wire_overhead: default_wire_overhead(),
         model: Model::Paper,
-        levels: vec![LevelSpec { level: Level::STRICTEST, demand, oversize: Oversize::Demote, tolerance: TOLERANCE }],
+        levels: vec![LevelSpec { tolerance: TOLERANCE, ..LevelSpec::new(Level::STRICTEST, demand) }],
     }
 }
 
