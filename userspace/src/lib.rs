@@ -6,6 +6,7 @@ pub mod config;
 pub mod dataplane;
 pub mod measure;
 pub mod plan;
+pub mod sim;
 pub mod table;
 pub mod testbed;
 pub mod units;

@@ -30,6 +30,9 @@ use crate::units::{Rate, Nanos, show_rate};
 /// Version of the JSON of a plan.
 pub const SCHEMA_VERSION: u32 = 1;
 
+/// Largest frame of Ethernet without tags, L2 bytes without FCS.
+pub const ETHERNET_MTU: u32 = 1_514;
+
 /// Most hosts in a plan. Beyond, an epoch at any usual rate is longer than the limiter counts.
 pub const MAX_HOSTS: u32 = 1_000_000;
 
@@ -271,7 +274,10 @@ impl Network {
         let mut above: Vec<Above> = Vec::new();
         let mut levels: Vec<LevelPlan> = Vec::new();
         for spec in specs {
-            let largest = levels.iter().map(|level| self.frame_on_wire(level)).fold(0.0, f64::max);
+            let largest = levels
+                .iter()
+                .map(|level| f64::from(on_wire(level.largest_frame(self.mtu()), self.wire_overhead)))
+                .fold(0.0, f64::max);
             let (level, envelope) = self.level(spec, &above, largest)?;
             above.push(Above {
                 level: spec.level,
@@ -290,17 +296,19 @@ impl Network {
         Ok(Plan { network: self.clone(), levels })
     }
 
-    /// Wire bytes of the largest single frame of a level: what GSO makes of a large packet.
-    fn frame_on_wire(&self, level: &LevelPlan) -> f64 {
+    /// Largest frame on the path, L2 bytes: what a byte-charged level sends, and what is in the way of the
+    /// levels above it.
+    pub fn mtu(&self) -> u32 {
+        let packets = self.levels.iter().filter_map(|spec| spec.max_packet).chain([self.max_packet]);
         let mtu = match self.delays {
             Delays::Path(path) => path.mtu,
-            Delays::Given(_) => 1_514,
+            Delays::Given(_) => ETHERNET_MTU,
         };
-        let frame = match level.charge {
-            Charge::Packet => level.max_packet,
-            _ => level.max_packet.min(mtu.max(self.max_packet)),
-        };
-        f64::from(on_wire(frame, self.wire_overhead))
+        packets.fold(mtu, u32::max)
+    }
+
+    fn fixed(&self, packet: f64) -> Fixed {
+        self.delays.fixed(packet, f64::from(on_wire(self.mtu(), WIRE_OVERHEAD)), self.link_rate)
     }
 
     /// The time and the spacing of a packet-charged level, or the bucket of a byte-charged one.
@@ -312,10 +320,9 @@ impl Network {
         let packet = self.packet_on_wire(&spec);
         let packet_ns = self.time_ns(packet);
         let hosts = f64::from(self.hosts);
-        let own_fixed = |frame: f64| self.delays.fixed(frame.max(largest), self.link_rate);
         // The network epoch of this level's packets, by the published equation or its stricter sisters.
         let base_ns = {
-            let epsilon = self.delays.fixed(packet, self.link_rate).total_ns();
+            let epsilon = self.fixed(packet).total_ns();
             match self.model {
                 Model::Strict => 2.0 * (hosts * packet_ns + epsilon),
                 Model::Paper => 2.0 * hosts * packet_ns + epsilon,
@@ -384,7 +391,8 @@ impl Network {
             max_packet,
             terms: None,
         };
-        let fixed = own_fixed(self.frame_on_wire(&plan));
+        let frame = f64::from(on_wire(plan.largest_frame(self.mtu()), self.wire_overhead));
+        let fixed = self.fixed(frame.max(largest));
         let epsilon = fixed.total_ns();
         let (scale, past) = match self.model {
             Model::Strict | Model::Paper => (2.0, 1.0),
@@ -510,6 +518,12 @@ impl Network {
 }
 
 impl LevelPlan {
+    /// Its largest frame on a path with this MTU, L2 bytes: a larger packet of a byte-charged level is a
+    /// GSO packet, and leaves in frames.
+    pub fn largest_frame(&self, mtu: u32) -> u32 {
+        self.max_packet.min(mtu)
+    }
+
     /// The limit that enforces this level. Rounded to the safe side: an epoch is never shorter, a rate
     /// and a burst never larger than planned.
     ///

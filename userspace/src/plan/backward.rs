@@ -1,0 +1,1 @@
+//! From applications to levels.

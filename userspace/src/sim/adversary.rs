@@ -1,0 +1,205 @@
+//! An adversary that knows the network and chooses when every host sends, and where to.
+//!
+//! Coordinate descent with restarts from the best: change one host's schedule, keep it if the worst packet
+//! gets no better. Most changes aim at the packet that is worst so far: they send another one so that the
+//! two meet.
+
+use qjump_ebpf::{Charge, Level};
+use rand::RngExt as _;
+use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::SeedableRng as _};
+
+use super::{
+    outcome::{Outcome, Worst},
+    scenario::{Destinations, Scenario},
+    source::Message,
+    topology::Topology,
+};
+use crate::plan::delays::on_wire;
+
+/// Packets of each host and level: enough for the window of two bounds around one packet, and for what
+/// delays the packets that delay it.
+const PACKETS: usize = 4;
+
+/// One host's schedule at one level.
+#[derive(Clone, Debug, PartialEq)]
+struct Track {
+    host: u32,
+    level: Level,
+    epoch_ns: u64,
+    largest: u32,
+    by_bytes: bool,
+    /// When the first packet goes, ns.
+    first_ns: u64,
+    /// Beyond one epoch after the one before, ns; where to; L2 bytes.
+    packets: Vec<(u64, u32, u32)>,
+}
+
+impl Track {
+    fn messages(&self) -> Vec<(u64, Message)> {
+        let mut at = self.first_ns;
+        let mut messages = Vec::with_capacity(self.packets.len());
+        for (index, &(gap_ns, destination, l2_bytes)) in self.packets.iter().enumerate() {
+            if index > 0 {
+                // A bucket may send at once; what it may not, its limiter holds.
+                at += gap_ns + if self.by_bytes { 0 } else { self.epoch_ns };
+            }
+            messages.push((at, Message { destination, l2_bytes }));
+        }
+        messages
+    }
+}
+
+/// The worst that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Longest time over bound, of the level where that is most.
+    pub ratio: f64,
+    /// That level.
+    pub level: Level,
+    /// That packet.
+    pub worst: Worst,
+    /// What all hosts send: host, level, and when, where to and how much.
+    pub script: Vec<(u32, Level, Vec<(u64, Message)>)>,
+    /// Runs it took.
+    pub runs: u32,
+}
+
+struct Search<'a> {
+    scenario: &'a Scenario,
+    topology: Topology,
+    until_ps: u64,
+    random: Xoshiro256PlusPlus,
+}
+
+impl Search<'_> {
+    fn judge(&self, tracks: &[Track]) -> (f64, Level, Worst) {
+        let script = tracks.iter().map(|track| (track.host, track.level, track.messages())).collect();
+        let outcome = self.scenario.run_script_on(&self.topology, script, self.until_ps);
+        worst_of(self.scenario, &outcome)
+    }
+
+    fn destination(&mut self, host: u32) -> u32 {
+        let hosts = self.scenario.shape.hosts();
+        match self.scenario.destinations {
+            Destinations::One => hosts - 1,
+            Destinations::Permutation => (host + 1) % hosts,
+            Destinations::Any => {
+                let other = self.random.random_range(0..hosts - 1);
+                if other >= host { other + 1 } else { other }
+            }
+        }
+    }
+
+    fn size(&mut self, track: &Track) -> u32 {
+        // Small packets matter where they cost less than a whole one.
+        if track.by_bytes && self.random.random_bool(0.5) { self.random.random_range(14..=track.largest) } else { track.largest }
+    }
+
+    /// Changes one track.
+    fn change(&mut self, track: &mut Track, bound_ns: f64, worst: (Level, Worst)) {
+        let (level, worst) = worst;
+        let packet = self.random.random_range(0..track.packets.len());
+        match self.random.random_range(0..10) {
+            0 => track.first_ns = self.random.random_range(0..2 * track.epoch_ns.max(1)),
+            1 => {
+                let most = if track.by_bytes { track.epoch_ns } else { bound_ns as u64 };
+                track.packets[packet].0 = self.random.random_range(0..=most.max(1));
+            }
+            2 => track.packets[packet].0 = 0,
+            3 => track.packets[packet].1 = self.destination(track.host),
+            4 => track.packets[packet].2 = self.size(track),
+            _ if track.level >= level => {
+                // Meet the worst packet, at its last port or on the way there.
+                let wire = on_wire(track.largest, self.scenario.plan.network.wire_overhead);
+                if track.host != worst.destination {
+                    if self.scenario.destinations == Destinations::Any && self.random.random_bool(0.7) {
+                        track.packets[packet].1 = worst.destination;
+                    }
+                    let target = track.packets[packet].1;
+                    let own = self.scenario.travel_ps(&self.topology, track.host, target, wire);
+                    let other = self.scenario.travel_ps(&self.topology, worst.source, worst.destination, wire);
+                    let meet_ns = (worst.sent_ps + other).saturating_sub(own) / 1_000;
+                    let now = track.messages()[packet].0;
+                    let off = match self.random.random_range(0..3) {
+                        0 => 0,
+                        _ => self.random.random_range(0..=(bound_ns as u64).max(1)),
+                    };
+                    let wanted = if self.random.random_bool(0.5) { meet_ns + off } else { meet_ns.saturating_sub(off) };
+                    track.first_ns = (track.first_ns + wanted).saturating_sub(now);
+                }
+            }
+            _ => track.first_ns = self.random.random_range(0..2 * track.epoch_ns.max(1)),
+        }
+    }
+}
+
+fn worst_of(scenario: &Scenario, outcome: &Outcome) -> (f64, Level, Worst) {
+    let bounds = scenario.bounds_ps();
+    (0..qjump_ebpf::LEVELS as u8)
+        .filter_map(Level::new)
+        .filter_map(|level| {
+            let result = &outcome.levels[level.index()];
+            Some((result.max_ps as f64 / bounds[level.index()]? as f64, level, result.worst))
+        })
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .unwrap_or((0.0, Level::BEST_EFFORT, Worst::default()))
+}
+
+/// Searches for the schedule that makes some packet latest against its bound. `steps` runs of the network.
+pub fn search(scenario: &Scenario, steps: u32) -> Found {
+    let mut search = Search {
+        scenario,
+        topology: scenario.topology(),
+        until_ps: u64::MAX,
+        random: Xoshiro256PlusPlus::seed_from_u64(scenario.seed ^ 0xad7e),
+    };
+    let hosts = scenario.shape.hosts();
+    let mut tracks = Vec::new();
+    for plan in &scenario.plan.levels {
+        let (Some(epoch_ns), Some(_)) = (plan.epoch_ns, plan.bound_ns) else { continue };
+        let by_bytes = plan.charge != Charge::Packet;
+        let largest = plan.largest_frame(scenario.plan.network.mtu());
+        let wire = on_wire(largest, scenario.plan.network.wire_overhead);
+        // A bucket's packets may be many to an epoch.
+        let burst = (plan.burst_bytes.unwrap_or(0.0) / f64::from(wire)).ceil() as usize;
+        let count = if by_bytes { PACKETS + burst.min(12) } else { PACKETS };
+        for host in scenario.senders(plan.spec.level, plan.max_senders) {
+            if scenario.destinations == Destinations::One && host == hosts - 1 {
+                continue;
+            }
+            let target = search.destination(host);
+            let travel = scenario.travel_ps(&search.topology, host, target, wire) / 1_000;
+            tracks.push(Track {
+                host,
+                level: plan.spec.level,
+                epoch_ns: epoch_ns.ceil() as u64,
+                largest,
+                by_bytes,
+                // Their first packets meet at the end of their paths.
+                first_ns: (2.0 * epoch_ns) as u64 + 1_000_000 - travel.min(1_000_000),
+                packets: (0..count).map(|_| (0, search.destination(host), largest)).collect(),
+            });
+        }
+    }
+    let (mut ratio, mut level, mut worst) = search.judge(&tracks);
+    let mut runs = 1;
+    while runs < steps && !tracks.is_empty() {
+        let index = search.random.random_range(0..tracks.len());
+        let bound_ns = scenario.plan.level(tracks[index].level).and_then(|plan| plan.bound_ns).unwrap_or(1.0);
+        let before = tracks[index].clone();
+        let mut track = before.clone();
+        for _ in 0..search.random.random_range(1..=2) {
+            search.change(&mut track, bound_ns, (level, worst));
+        }
+        tracks[index] = track;
+        let judged = search.judge(&tracks);
+        runs += 1;
+        if judged.0 >= ratio {
+            (ratio, level, worst) = judged;
+        } else {
+            tracks[index] = before;
+        }
+    }
+    let script = tracks.iter().map(|track| (track.host, track.level, track.messages())).collect();
+    Found { ratio, level, worst, script, runs }
+}

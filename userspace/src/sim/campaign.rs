@@ -1,0 +1,271 @@
+//! Random networks, each attacked: the verdict on the models.
+
+use qjump_ebpf::{Charge, Level, limiter::Oversize};
+use rand::RngExt as _;
+use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::SeedableRng as _};
+use rayon::prelude::*;
+
+use super::{
+    adversary::search,
+    limiter::Kind,
+    scenario::{Destinations, Load, Phases, Scenario, scramble},
+    topology::{Routing, Shape},
+};
+use crate::{
+    plan::{Delays, Demand, LevelSpec, Model, Network, PlanError},
+    units::{Nanos, Rate},
+};
+
+/// What to attack, and how hard.
+#[derive(Clone, Copy, Debug)]
+pub struct Campaign {
+    /// How many networks.
+    pub networks: u64,
+    /// Seed of the first.
+    pub seed: u64,
+    /// Runs of the adversary on each.
+    pub steps: u32,
+    /// One model alone.
+    pub model: Option<Model>,
+    /// Attack beyond what is promised: many destinations for fan-in, and epochs times this.
+    pub stretch: Option<f64>,
+}
+
+/// The result for one model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// Networks that had a plan.
+    pub networks: u64,
+    /// Networks in which some packet of a level with a bound came later than it.
+    pub broken: u64,
+    /// The greatest time over bound, and the number of the network that had it.
+    pub worst: (f64, u64),
+    /// How many networks came within 10% of a bound.
+    pub tight: u64,
+    /// Runs.
+    pub runs: u64,
+}
+
+impl Verdict {
+    fn merge(mut self, other: &Self) -> Self {
+        self.networks += other.networks;
+        self.broken += other.broken;
+        self.tight += other.tight;
+        self.runs += other.runs;
+        // The lower number wins a tie, so that the order of threads does not show.
+        if other.worst.0 > self.worst.0 || (other.worst.0 == self.worst.0 && other.worst.1 < self.worst.1) {
+            self.worst = other.worst;
+        }
+        self
+    }
+}
+
+/// The models in the order of [`Campaign::run`]'s result.
+pub const MODELS: [Model; 3] = [Model::Strict, Model::Paper, Model::FanIn];
+
+impl Campaign {
+    /// Network number `index`, or why it has no plan.
+    ///
+    /// # Errors
+    /// If what was drawn cannot be planned; such networks are left out.
+    pub fn network(&self, index: u64) -> Result<Scenario, PlanError> {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(scramble(self.seed, index));
+        let shape = match random.random_range(0..10) {
+            0..3 => Shape::Star { hosts: random.random_range(2..=20) },
+            3..6 => Shape::LeafSpine {
+                leaves: random.random_range(2..=4),
+                hosts_per_leaf: random.random_range(1..=5),
+                spines: random.random_range(1..=3),
+            },
+            6..7 => Shape::FatTree { k: 4 },
+            _ => Shape::Chain { groups: (0..random.random_range(2..=5)).map(|_| random.random_range(1..=5)).collect() },
+        };
+        let hosts = shape.hosts();
+        let model = self.model.unwrap_or(MODELS[random.random_range(0..3)]);
+        let rates = [10_000_000u64, 100_000_000, 1_000_000_000, 10_000_000_000, 100_000_000_000];
+        let rate_bps = rates[random.random_range(0..rates.len())];
+        let max_packet = random.random_range(60..=1_514);
+        let (mtu, blocking) = (random.random_range(60..=1_514), random.random_bool(0.7));
+        let frame_ns = 1_538.0 * 8e9 / rate_bps as f64;
+        let switch_delay = Nanos::from_ns((random.random_range(0.0..2.0) * frame_ns) as u64);
+        let chain = matches!(shape, Shape::Chain { .. });
+        let destinations = match (model, self.stretch) {
+            (Model::FanIn, None) => Destinations::One,
+            _ if chain => Destinations::One,
+            (_, Some(_)) => Destinations::Any,
+            _ => [Destinations::One, Destinations::Any, Destinations::Any][random.random_range(0..3)],
+        };
+        let mut levels = Vec::new();
+        for number in (1..8).rev() {
+            let wanted = match (number, self.stretch) {
+                (7, _) => true,
+                (_, Some(_)) => false,
+                _ => random.random_bool(0.25),
+            };
+            if !wanted {
+                continue;
+            }
+            let factor = match random.random_range(0..10) {
+                _ if self.stretch.is_some() => 1.0,
+                0..6 => 1.0,
+                6..8 => random.random_range(0.2..1.0),
+                _ => random.random_range(1.0..f64::from(hosts).max(1.5)),
+            };
+            let level = Level::new(number).unwrap_or(Level::STRICTEST);
+            let charge = match random.random_range(0..4) {
+                0 if self.stretch.is_none() => Some(Charge::Byte),
+                1 => Some(Charge::Packet),
+                _ => None,
+            };
+            let tolerance = match charge {
+                Some(Charge::Packet) if self.stretch.is_none() && random.random_bool(0.3) => {
+                    Nanos::from_ns((random.random_range(0.0..3.0) * frame_ns) as u64)
+                }
+                _ => Nanos::from_ns(0),
+            };
+            levels.push(LevelSpec {
+                charge,
+                max_packet: random.random_bool(0.3).then(|| random.random_range(60..=1_514)),
+                oversize: Oversize::Drop,
+                tolerance,
+                ..LevelSpec::new(level, Demand::Factor(factor))
+            });
+        }
+        let mut network = Network {
+            hosts,
+            link_rate: Rate::from_bps(rate_bps),
+            max_packet,
+            delays: Delays::Given(Nanos::from_ns(0)),
+            wire_overhead: 24,
+            model,
+            levels,
+        };
+        // A fan-in plan is for links of one rate.
+        let uplink = if model == Model::FanIn { 1 } else { [1, 1, 2, 4][random.random_range(0..4)] };
+        let mut scenario = Scenario {
+            plan: crate::plan::Plan { network: network.clone(), levels: Vec::new() },
+            shape,
+            routing: Routing::Destination,
+            uplink,
+            switch_delay,
+            load: Load::Saturating,
+            destinations,
+            phases: Phases::Random,
+            mixed: false,
+            limiter: Kind::Gcra,
+            mtu,
+            blocking,
+            buffer: None,
+            drift_ppm: 0,
+            epochs: 4,
+            seed: scramble(self.seed, index),
+        };
+        network.delays = scenario.delays();
+        scenario.plan = network.plan()?;
+        if let Some(stretch) = self.stretch {
+            for level in &mut scenario.plan.levels {
+                level.epoch_ns = level.epoch_ns.map(|ns| ns * stretch);
+            }
+        }
+        Ok(scenario)
+    }
+
+    /// Attacks one network: its greatest time over bound, and the runs it took.
+    pub fn attack(&self, scenario: &Scenario) -> (f64, u64) {
+        let bounds = scenario.bounds_ps();
+        // As published, a promise is for the strictest level alone.
+        let promised = |level: usize| {
+            scenario.plan.network.model != Model::Paper
+                || scenario.plan.levels.iter().any(|plan| plan.spec.level.index() == level && plan.guaranteed)
+        };
+        let mut judged = scenario.clone();
+        for plan in &mut judged.plan.levels {
+            if !promised(plan.spec.level.index()) {
+                plan.bound_ns = None;
+            }
+        }
+        let ratio = |outcome: &super::outcome::Outcome| {
+            (0..bounds.len())
+                .filter(|&level| promised(level))
+                .filter_map(|level| Some(outcome.levels[level].max_ps as f64 / bounds[level]? as f64))
+                .fold(0.0, f64::max)
+        };
+        let mut worst = 0.0f64;
+        let mut runs = 0;
+        for phases in [Phases::Aligned, Phases::Random] {
+            for mixed in [false, true] {
+                worst = worst.max(ratio(&Scenario { phases, mixed, ..judged.clone() }.run()));
+                runs += 1;
+            }
+        }
+        if judged.plan.levels.iter().any(|level| level.bound_ns.is_some()) {
+            let found = search(&judged, self.steps);
+            worst = worst.max(found.ratio);
+            runs += u64::from(found.runs);
+        }
+        (worst, runs)
+    }
+
+    /// Attacks all networks, on as many threads as there are; one verdict for each of [`MODELS`].
+    pub fn run(&self, progress: impl Fn(u64) + Sync) -> [Verdict; 3] {
+        let done = std::sync::atomic::AtomicU64::new(0);
+        (0..self.networks)
+            .into_par_iter()
+            .map(|index| {
+                let mut verdicts: [Verdict; 3] = Default::default();
+                if let Ok(scenario) = self.network(index) {
+                    let (worst, runs) = self.attack(&scenario);
+                    let model = MODELS.iter().position(|&model| model == scenario.plan.network.model).unwrap_or(0);
+                    verdicts[model] = Verdict {
+                        networks: 1,
+                        broken: u64::from(worst > 1.0),
+                        worst: (worst, index),
+                        tight: u64::from(worst >= 0.9),
+                        runs,
+                    };
+                }
+                progress(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
+                verdicts
+            })
+            .reduce(Default::default, |a, b| {
+                let [a0, a1, a2] = a;
+                [a0.merge(&b[0]), a1.merge(&b[1]), a2.merge(&b[2])]
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "debug"]
+    fn debug() {
+        let campaign = Campaign { networks: 3000, seed: 1, steps: 20, model: None, stretch: None };
+        let mut shown = 0;
+        for index in 0..3000 {
+            let Ok(scenario) = campaign.network(index) else { continue };
+            let (worst, _) = campaign.attack(&scenario);
+            if worst > 1.0 {
+                let found = search(&scenario, 20);
+                eprintln!("{index} {worst:.3} search {:.3} {} {:?} up {} lower {} sw {} {:?} R {} P {} found {}", found.ratio, scenario.shape, scenario.plan.network.model, scenario.uplink, scenario.blocking, scenario.switch_delay, scenario.destinations, scenario.plan.network.link_rate, scenario.plan.network.max_packet, found.level);
+                for l in &scenario.plan.levels { eprintln!("   {} f {:.3} {:?} P {} tol {} epoch {:.0} bound {:?} senders {:?} g {} burst {:.0}", l.spec.level, l.factor.unwrap(), l.charge, l.max_packet, l.spec.tolerance, l.epoch_ns.unwrap(), l.bound_ns, l.max_senders, l.guaranteed, l.burst_bytes.unwrap()); }
+                shown += 1;
+                if shown > 12 { break; }
+            }
+        }
+    }
+
+    #[test]
+    fn no_promise_is_broken_in_random_networks() {
+        let networks = if cfg!(debug_assertions) { 300 } else { 3_000 };
+        let campaign = Campaign { networks, seed: 1, steps: 20, model: None, stretch: None };
+        for (model, verdict) in MODELS.iter().zip(campaign.run(|_| ())) {
+            eprintln!("{model:?} {verdict:?}");
+            assert!(verdict.networks > networks / 6, "{model:?}: {verdict:?}");
+            assert_eq!(verdict.broken, 0, "{model:?}: {verdict:?}");
+            // An attack that never comes near proves nothing.
+            assert!(verdict.worst.0 > 0.8, "{model:?}: {verdict:?}");
+        }
+    }
+}
