@@ -37,9 +37,11 @@ impl fmt::Display for Table {
                 .iter()
                 .zip(&widths)
                 .enumerate()
-                .map(|(column, (cell, &width))| {
-                    if self.left == Some(column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-                })
+                .map(
+                    |(column, (cell, &width))| {
+                        if self.left == Some(column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                    },
+                )
                 .collect();
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }

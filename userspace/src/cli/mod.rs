@@ -2,6 +2,7 @@
 
 mod load;
 mod plan;
+mod sim;
 mod status;
 mod testbed;
 
@@ -21,6 +22,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Plan(plan::PlanCommand),
+    Sim(sim::SimCommand),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
@@ -72,6 +74,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Plan(command) => command.run(),
+        Command::Sim(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),

@@ -93,7 +93,8 @@ mod tests {
         assert!((fixed.blocking_ns - 3.0 * 1230.4).abs() < 1e-9);
         assert!((fixed.host_ns - 1230.4).abs() < 1e-9);
         // A 64 KiB burst in the NIC is 52 us.
-        let burst = Delays::Path(Path { host_burst: 65_536, ..path }).fixed(280.0, 1_538.0, Rate::from_bps(10_000_000_000));
+        let burst =
+            Delays::Path(Path { host_burst: 65_536, ..path }).fixed(280.0, 1_538.0, Rate::from_bps(10_000_000_000));
         assert!((burst.host_ns - 52_428.8).abs() < 1e-9);
         assert_eq!(Delays::Given(Nanos::from_ns(4_000)).fixed(1e9, 1e9, Rate::from_bps(1)).total_ns(), 4_000.0);
     }

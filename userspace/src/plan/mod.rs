@@ -25,7 +25,7 @@ use qjump_ebpf::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::units::{Rate, Nanos, show_rate};
+use crate::units::{Nanos, Rate, show_rate};
 
 /// Version of the JSON of a plan.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -209,7 +209,9 @@ pub enum PlanError {
     Tolerance { level: Level },
     #[error("level {level}: a burst is for levels charged by bytes; a level charged by packet sends one at a time")]
     Burst { level: Level },
-    #[error("level {level}: its epoch would be {epoch_ns:.3e} ns, too long to count; hosts, max-packet or epsilon is too large")]
+    #[error(
+        "level {level}: its epoch would be {epoch_ns:.3e} ns, too long to count; hosts, max-packet or epsilon is too large"
+    )]
     Overflow { level: Level, epoch_ns: f64 },
     #[error("level {level}: {source}")]
     Limit { level: Level, source: LimitError },
@@ -312,7 +314,12 @@ impl Network {
     }
 
     /// The time and the spacing of a packet-charged level, or the bucket of a byte-charged one.
-    fn level(&self, spec: LevelSpec, above: &[Above], largest: f64) -> Result<(LevelPlan, Option<Envelope>), PlanError> {
+    fn level(
+        &self,
+        spec: LevelSpec,
+        above: &[Above],
+        largest: f64,
+    ) -> Result<(LevelPlan, Option<Envelope>), PlanError> {
         let level = spec.level;
         if level == Level::BEST_EFFORT {
             return Err(PlanError::LevelZero);
@@ -441,7 +448,8 @@ impl Network {
             if barrier.is_none() {
                 let envelope = self.envelope(charge, packet, spacing_ns, spec.tolerance, burst);
                 // For all hosts if that has a solution, else for as many as the factor leaves, or fewer.
-                let shares = std::iter::once(hosts).chain(std::iter::successors(Some(hosts / factor.max(1.0)), |n| Some(n / 2.0)));
+                let shares = std::iter::once(hosts)
+                    .chain(std::iter::successors(Some(hosts / factor.max(1.0)), |n| Some(n / 2.0)));
                 for senders in shares.map(|n| n.floor() as u32).take_while(|&n| n > 0) {
                     let own = Sent { senders, envelope, scale, offset_ns: 0.0 };
                     let all: Vec<Sent> = demands.iter().copied().chain([own]).collect();
@@ -741,7 +749,8 @@ mod tests {
     fn strict_epochs_are_twice_the_bound_level_by_level() {
         // C = 280 B = 224 ns, n C = 2688, eps = 4000. Level 6: 6688 + 2688 ceil((D6 + D7) / T7).
         let plan = strict(&[(7, 1.0), (6, 1.0), (5, 0.5)]).plan().unwrap();
-        let seen: Vec<_> = plan.levels.iter().map(|l| (l.bound_ns.unwrap(), l.epoch_ns.unwrap(), l.guaranteed)).collect();
+        let seen: Vec<_> =
+            plan.levels.iter().map(|l| (l.bound_ns.unwrap(), l.epoch_ns.unwrap(), l.guaranteed)).collect();
         let d7 = 2_688.0 + 4_000.0;
         let d6 = d7 + 2.0 * 2_688.0;
         // Level 5: (D5 + D7) / T7 = 1.9 and (D5 + D6) / T6 = 1.2 packets, so two of each, and half as often.
@@ -822,8 +831,7 @@ mod tests {
     #[test]
     fn computes_epsilon_from_the_path() {
         let mut network = strict(&[(7, 1.0)]);
-        network.delays =
-            Delays::Path(Path { hops: 1, switch_delay: Nanos::from_ns(500), mtu: 1_514, host_burst: 0 });
+        network.delays = Delays::Path(Path { hops: 1, switch_delay: Nanos::from_ns(500), mtu: 1_514, host_burst: 0 });
         let plan = network.plan().unwrap();
         let eps = 500.0 + 224.0 + 2.0 * 1_230.4;
         assert!(close(plan.levels[0].bound_ns.unwrap(), 2_688.0 + eps, 1e-12));

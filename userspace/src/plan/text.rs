@@ -179,7 +179,9 @@ impl Display for Explanation<'_> {
                 *ns,
             ));
         }
-        rows.extend(terms.fixed.parts().into_iter().filter(|(_, ns)| *ns > 0.0).map(|(name, ns)| (name.to_owned(), ns)));
+        rows.extend(
+            terms.fixed.parts().into_iter().filter(|(_, ns)| *ns > 0.0).map(|(name, ns)| (name.to_owned(), ns)),
+        );
         let mut table = Table::new(["time", "share", "what"]);
         for (what, ns) in &rows {
             table.row([show_ns(*ns), format!("{:.0}%", 100.0 * ns / bound), what.clone()]);
@@ -218,14 +220,15 @@ pub fn difference(before: &Plan, after: &Plan) -> String {
     };
     let mut table = Table::new(["level", "bound", "epoch", "rate", "bound holds"]);
     for number in levels {
-        let change = |value: fn(&LevelPlan) -> Option<f64>, show: fn(f64) -> String| {
-            match (before.level(number).and_then(value), after.level(number).and_then(value)) {
-                (Some(a), Some(b)) if (a - b).abs() <= 1e-9 * a => "same".to_owned(),
-                (Some(a), Some(b)) => format!("{} -> {} (x{:.2})", show(a), show(b), b / a),
-                (Some(a), None) => format!("{} -> none", show(a)),
-                (None, Some(b)) => format!("none -> {}", show(b)),
-                (None, None) => "-".to_owned(),
-            }
+        let change = |value: fn(&LevelPlan) -> Option<f64>, show: fn(f64) -> String| match (
+            before.level(number).and_then(value),
+            after.level(number).and_then(value),
+        ) {
+            (Some(a), Some(b)) if (a - b).abs() <= 1e-9 * a => "same".to_owned(),
+            (Some(a), Some(b)) => format!("{} -> {} (x{:.2})", show(a), show(b), b / a),
+            (Some(a), None) => format!("{} -> none", show(a)),
+            (None, Some(b)) => format!("none -> {}", show(b)),
+            (None, None) => "-".to_owned(),
         };
         let holds = |plan: &Plan| plan.level(number).map_or("no such level".to_owned(), LevelPlan::holds);
         let (a, b) = (holds(before), holds(after));

@@ -11,7 +11,7 @@ use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::SeedableRng as _};
 use super::{
     outcome::{Outcome, Worst},
     scenario::{Destinations, Scenario},
-    source::Message,
+    source::{Message, Script},
     topology::Topology,
 };
 use crate::plan::delays::on_wire;
@@ -58,8 +58,8 @@ pub struct Found {
     pub level: Level,
     /// That packet.
     pub worst: Worst,
-    /// What all hosts send: host, level, and when, where to and how much.
-    pub script: Vec<(u32, Level, Vec<(u64, Message)>)>,
+    /// What all hosts send.
+    pub scripts: Vec<Script>,
     /// Runs it took.
     pub runs: u32,
 }
@@ -73,8 +73,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn judge(&self, tracks: &[Track]) -> (f64, Level, Worst) {
-        let script = tracks.iter().map(|track| (track.host, track.level, track.messages())).collect();
-        let outcome = self.scenario.run_script_on(&self.topology, script, self.until_ps);
+        let outcome = self.scenario.run_scripts_on(&self.topology, scripts(tracks), self.until_ps);
         worst_of(self.scenario, &outcome)
     }
 
@@ -92,7 +91,11 @@ impl Search<'_> {
 
     fn size(&mut self, track: &Track) -> u32 {
         // Small packets matter where they cost less than a whole one.
-        if track.by_bytes && self.random.random_bool(0.5) { self.random.random_range(14..=track.largest) } else { track.largest }
+        if track.by_bytes && self.random.random_bool(0.5) {
+            self.random.random_range(14..=track.largest)
+        } else {
+            track.largest
+        }
     }
 
     /// Changes one track.
@@ -131,6 +134,11 @@ impl Search<'_> {
             _ => track.first_ns = self.random.random_range(0..2 * track.epoch_ns.max(1)),
         }
     }
+}
+
+fn scripts(tracks: &[Track]) -> Vec<Script> {
+    let script = |track: &Track| Script { host: track.host, level: track.level, messages: track.messages() };
+    tracks.iter().map(script).collect()
 }
 
 fn worst_of(scenario: &Scenario, outcome: &Outcome) -> (f64, Level, Worst) {
@@ -200,6 +208,5 @@ pub fn search(scenario: &Scenario, steps: u32) -> Found {
             tracks[index] = before;
         }
     }
-    let script = tracks.iter().map(|track| (track.host, track.level, track.messages())).collect();
-    Found { ratio, level, worst, script, runs }
+    Found { ratio, level, worst, scripts: scripts(&tracks), runs }
 }

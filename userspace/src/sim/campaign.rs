@@ -248,10 +248,38 @@ mod tests {
             let (worst, _) = campaign.attack(&scenario);
             if worst > 1.0 {
                 let found = search(&scenario, 20);
-                eprintln!("{index} {worst:.3} search {:.3} {} {:?} up {} lower {} sw {} {:?} R {} P {} found {}", found.ratio, scenario.shape, scenario.plan.network.model, scenario.uplink, scenario.blocking, scenario.switch_delay, scenario.destinations, scenario.plan.network.link_rate, scenario.plan.network.max_packet, found.level);
-                for l in &scenario.plan.levels { eprintln!("   {} f {:.3} {:?} P {} tol {} epoch {:.0} bound {:?} senders {:?} g {} burst {:.0}", l.spec.level, l.factor.unwrap(), l.charge, l.max_packet, l.spec.tolerance, l.epoch_ns.unwrap(), l.bound_ns, l.max_senders, l.guaranteed, l.burst_bytes.unwrap()); }
+                eprintln!(
+                    "{index} {worst:.3} search {:.3} {} {:?} up {} lower {} sw {} {:?} R {} P {} found {}",
+                    found.ratio,
+                    scenario.shape,
+                    scenario.plan.network.model,
+                    scenario.uplink,
+                    scenario.blocking,
+                    scenario.switch_delay,
+                    scenario.destinations,
+                    scenario.plan.network.link_rate,
+                    scenario.plan.network.max_packet,
+                    found.level
+                );
+                for l in &scenario.plan.levels {
+                    eprintln!(
+                        "   {} f {:.3} {:?} P {} tol {} epoch {:.0} bound {:?} senders {:?} g {} burst {:.0}",
+                        l.spec.level,
+                        l.factor.unwrap(),
+                        l.charge,
+                        l.max_packet,
+                        l.spec.tolerance,
+                        l.epoch_ns.unwrap(),
+                        l.bound_ns,
+                        l.max_senders,
+                        l.guaranteed,
+                        l.burst_bytes.unwrap()
+                    );
+                }
                 shown += 1;
-                if shown > 12 { break; }
+                if shown > 12 {
+                    break;
+                }
             }
         }
     }

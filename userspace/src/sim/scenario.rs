@@ -6,14 +6,11 @@ use super::{
     engine::{Background, Clock, Setup, run},
     limiter::{Kind, Rule},
     outcome::Outcome,
-    source::{Message, Pattern, Size, Source, Target},
+    source::{Pattern, Script, Size, Source, Target},
     topology::{Picos, Routing, Shape, Topology},
 };
 use crate::{
-    plan::{
-        Delays, Plan,
-        delays::on_wire,
-    },
+    plan::{Delays, Plan, delays::on_wire},
     units::Nanos,
 };
 
@@ -118,7 +115,9 @@ impl Scenario {
         for level in self.plan.levels.iter().filter(|level| level.epoch_ns.is_some()) {
             let Ok(limit) = level.limit() else { continue };
             let window = match (self.limiter, level.epoch_ns, level.rate_bps) {
-                (Kind::Window, Some(epoch_ns), Some(rate)) => Some(((rate * epoch_ns / 8e9).round() as u64, epoch_ns as u64)),
+                (Kind::Window, Some(epoch_ns), Some(rate)) => {
+                    Some(((rate * epoch_ns / 8e9).round() as u64, epoch_ns as u64))
+                }
                 _ => None,
             };
             rules[level.spec.level.index()] = Some(Rule { limit, window });
@@ -194,7 +193,8 @@ impl Scenario {
             .iter()
             .map(|&port| {
                 let link = topology.links()[port as usize];
-                (u128::from(wire + lower) * 8_000_000_000_000).div_ceil(u128::from(link.rate_bps)) as Picos + link.delay_ps
+                (u128::from(wire + lower) * 8_000_000_000_000).div_ceil(u128::from(link.rate_bps)) as Picos
+                    + link.delay_ps
             })
             .sum()
     }
@@ -252,23 +252,17 @@ impl Scenario {
         run(&self.setup(&topology, &clocks), &mut self.sources(&topology))
     }
 
-    /// Runs it with these messages instead of its own traffic: host, level and what it sends when.
-    pub fn run_script(&self, script: Vec<(u32, Level, Vec<(u64, Message)>)>, until_ps: Picos) -> Outcome {
-        let topology = self.topology();
-        self.run_script_on(&topology, script, until_ps)
+    /// Runs it with these messages instead of its own traffic.
+    pub fn run_scripts(&self, scripts: Vec<Script>, until_ps: Picos) -> Outcome {
+        self.run_scripts_on(&self.topology(), scripts, until_ps)
     }
 
-    pub(super) fn run_script_on(
-        &self,
-        topology: &Topology,
-        script: Vec<(u32, Level, Vec<(u64, Message)>)>,
-        until_ps: Picos,
-    ) -> Outcome {
+    pub(super) fn run_scripts_on(&self, topology: &Topology, scripts: Vec<Script>, until_ps: Picos) -> Outcome {
         let clocks = self.clocks();
         let setup = Setup { until_ps, ..self.setup(topology, &clocks) };
-        let mut sources: Vec<Source> = script
+        let mut sources: Vec<Source> = scripts
             .into_iter()
-            .map(|(host, level, messages)| {
+            .map(|Script { host, level, messages }| {
                 let tie = scramble(self.seed, u64::from(host) << 3 | level.index() as u64) as u32;
                 let (target, size) = (Target::One(0), Size::Fixed(0));
                 Source::new(host, level.number(), Pattern::Script(messages), target, size, tie, self.seed)
@@ -403,6 +397,12 @@ mod tests {
         let start = std::time::Instant::now();
         let outcome = scenario.run();
         let s = start.elapsed().as_secs_f64();
-        eprintln!("{} hops, {} events, {s:.2} s, {:.2} M hops/s {:.0} ns/event", outcome.packet_hops, outcome.events, outcome.packet_hops as f64 / s / 1e6, s*1e9/outcome.events as f64);
+        eprintln!(
+            "{} hops, {} events, {s:.2} s, {:.2} M hops/s {:.0} ns/event",
+            outcome.packet_hops,
+            outcome.events,
+            outcome.packet_hops as f64 / s / 1e6,
+            s * 1e9 / outcome.events as f64
+        );
     }
 }

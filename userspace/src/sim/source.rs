@@ -1,5 +1,6 @@
 //! What hosts want to send: the traffic before the limiter.
 
+use qjump_ebpf::Level;
 use rand::RngExt as _;
 use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::SeedableRng as _};
 
@@ -52,6 +53,17 @@ pub struct Message {
     pub destination: u32,
     /// L2 bytes without FCS.
     pub l2_bytes: u32,
+}
+
+/// What one host sends at one level: ascending times in ns on its clock, and what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Script {
+    /// The host.
+    pub host: u32,
+    /// The level.
+    pub level: Level,
+    /// When, and what.
+    pub messages: Vec<(u64, Message)>,
 }
 
 /// One host's traffic at one level.

@@ -95,7 +95,13 @@ impl Shape {
     pub fn hops(&self) -> u32 {
         match self {
             Self::Star { .. } => 1,
-            Self::LeafSpine { leaves, .. } => if *leaves > 1 { 3 } else { 1 },
+            Self::LeafSpine { leaves, .. } => {
+                if *leaves > 1 {
+                    3
+                } else {
+                    1
+                }
+            }
             Self::FatTree { .. } => 5,
             Self::Chain { groups } => groups.len() as u32,
         }
@@ -131,7 +137,11 @@ impl FromStr for Shape {
         };
         let number = |part: &str| {
             let number: u32 = part.parse().map_err(|_| usage())?;
-            if (1..=100_000).contains(&number) { Ok(number) } else { Err(format!("'{text}': {part} is not in 1 to 100000")) }
+            if (1..=100_000).contains(&number) {
+                Ok(number)
+            } else {
+                Err(format!("'{text}': {part} is not in 1 to 100000"))
+            }
         };
         let (kind, rest) = text.split_once(':').ok_or_else(usage)?;
         let shape = match kind {
@@ -139,11 +149,7 @@ impl FromStr for Shape {
             "leaf-spine" => {
                 let parts: Vec<&str> = rest.split('x').collect();
                 let [leaves, hosts, spines] = parts[..] else { return Err(usage()) };
-                Self::LeafSpine {
-                    leaves: number(leaves)?,
-                    hosts_per_leaf: number(hosts)?,
-                    spines: number(spines)?,
-                }
+                Self::LeafSpine { leaves: number(leaves)?, hosts_per_leaf: number(hosts)?, spines: number(spines)? }
             }
             "fat-tree" => match number(rest)? {
                 k if k % 2 == 0 && k <= 64 => Self::FatTree { k },
