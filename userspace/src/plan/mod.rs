@@ -73,6 +73,8 @@ pub struct LevelSpec {
     pub max_packet: Option<u32>,
     /// Wire bytes that may leave at once, for levels charged by bytes; by default one epoch's.
     pub burst: Option<u32>,
+    /// Whether a bound for fewer than all hosts is of no use.
+    pub every_host: bool,
     /// What happens to larger packets.
     pub oversize: Oversize,
     /// How much earlier than one epoch after the last a packet may come. The epoch grows by as much, so
@@ -89,6 +91,7 @@ impl LevelSpec {
             charge: None,
             max_packet: None,
             burst: None,
+            every_host: false,
             oversize: Oversize::Demote,
             tolerance: Nanos::from_ns(0),
         }
@@ -447,10 +450,11 @@ impl Network {
             spacing_ns = base_ns / factor;
             if barrier.is_none() {
                 let envelope = self.envelope(charge, packet, spacing_ns, spec.tolerance, burst);
+                let tries = if spec.every_host { 1 } else { usize::MAX };
                 // For all hosts if that has a solution, else for as many as the factor leaves, or fewer.
                 let shares = std::iter::once(hosts)
                     .chain(std::iter::successors(Some(hosts / factor.max(1.0)), |n| Some(n / 2.0)));
-                for senders in shares.map(|n| n.floor() as u32).take_while(|&n| n > 0) {
+                for senders in shares.map(|n| n.floor() as u32).take_while(|&n| n > 0).take(tries) {
                     let own = Sent { senders, envelope, scale, offset_ns: 0.0 };
                     let all: Vec<Sent> = demands.iter().copied().chain([own]).collect();
                     if let Some(d) = least_fixed_point(epsilon, &all) {
