@@ -37,7 +37,8 @@ pub struct UnloadCommand {
 
 impl LoadCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let (plan, host) = self.network.plan(self.pcp)?;
+        let (answer, host) = self.network.plan(self.pcp)?;
+        let plan = answer.plan;
         let interfaces = if self.interface.is_empty() { &host.interfaces } else { &self.interface };
         if interfaces.is_empty() {
             return Err(Failure::Usage(

@@ -1,15 +1,20 @@
 //! What the user wants, from a TOML file or from flags, read into a [`Network`] once and for all.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use qjump_ebpf::{Level, limiter::Oversize};
+use clap::ValueEnum as _;
+use qjump_ebpf::{Charge, Level, limiter::Oversize};
 use serde::{Deserialize, de};
 use thiserror::Error;
 use toml::Spanned;
 
 use crate::{
-    plan::{Delays, Demand, LevelSpec, Model, Network, default_wire_overhead},
-    units::{Nanos, Rate},
+    plan::{
+        Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, Path, Plan,
+        backward::{App, Assigned},
+        default_wire_overhead,
+    },
+    units::{self, Nanos, Rate},
 };
 
 /// A configuration that could not be read.
@@ -40,6 +45,8 @@ pub struct File {
     cluster: Spanned<Cluster>,
     #[serde(rename = "level", default)]
     levels: Vec<Spanned<FileLevel>>,
+    #[serde(rename = "app", default)]
+    apps: Vec<Spanned<FileApp>>,
     /// This host.
     #[serde(default)]
     pub host: Host,
@@ -58,7 +65,16 @@ pub struct Cluster {
     link_rate: Rate,
     #[serde(alias = "max_packet", deserialize_with = "bytes")]
     max_packet: u32,
-    epsilon: Nanos,
+    #[serde(default)]
+    epsilon: Option<Nanos>,
+    #[serde(default)]
+    hops: Option<u32>,
+    #[serde(default, alias = "switch_delay")]
+    switch_delay: Option<Nanos>,
+    #[serde(default, deserialize_with = "some_bytes")]
+    mtu: Option<u32>,
+    #[serde(default, alias = "host_burst", deserialize_with = "some_bytes")]
+    host_burst: Option<u32>,
     #[serde(default)]
     model: Model,
     #[serde(default = "default_wire_overhead", alias = "wire_overhead", deserialize_with = "bytes")]
@@ -67,16 +83,40 @@ pub struct Cluster {
 
 /// Section `[[level]]`.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FileLevel {
     #[serde(deserialize_with = "level_number")]
     level: Level,
-    #[serde(deserialize_with = "factor")]
-    factor: Demand,
+    #[serde(default, deserialize_with = "factor")]
+    factor: Option<Demand>,
+    #[serde(default)]
+    rate: Option<Rate>,
+    #[serde(default)]
+    charge: Option<ChargeRule>,
+    #[serde(default, alias = "max_packet", deserialize_with = "some_bytes")]
+    max_packet: Option<u32>,
+    #[serde(default, deserialize_with = "some_bytes")]
+    burst: Option<u32>,
     #[serde(default)]
     oversize: OversizeRule,
     #[serde(default = "no_tolerance")]
     tolerance: Nanos,
+}
+
+/// Section `[[app]]`: what an application sends from every host, and how soon it must be there.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FileApp {
+    name: String,
+    #[serde(deserialize_with = "bytes")]
+    message: u32,
+    #[serde(default, alias = "per_second", deserialize_with = "number")]
+    per_second: Option<f64>,
+    #[serde(default)]
+    rate: Option<Rate>,
+    deadline: Nanos,
+    #[serde(default, deserialize_with = "some_level")]
+    level: Option<Level>,
 }
 
 /// Section `[host]`.
@@ -111,6 +151,25 @@ impl From<OversizeRule> for Oversize {
     }
 }
 
+/// What a packet costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ChargeRule {
+    /// A whole packet of the largest size.
+    Packet,
+    /// Its bytes.
+    Bytes,
+}
+
+impl From<ChargeRule> for Charge {
+    fn from(rule: ChargeRule) -> Self {
+        match rule {
+            ChargeRule::Packet => Self::Packet,
+            ChargeRule::Bytes => Self::Byte,
+        }
+    }
+}
+
 const fn no_tolerance() -> Nanos {
     Nanos::from_ns(0)
 }
@@ -121,6 +180,10 @@ fn level_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Level,
         .ok()
         .and_then(Level::new)
         .ok_or_else(|| de::Error::custom(format!("there is no level {number}; levels are 0 to 7, 7 the strictest")))
+}
+
+fn some_level<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<Level>, D::Error> {
+    level_number(deserializer).map(Some)
 }
 
 /// A whole number from a file, that says what it should be if it is anything else.
@@ -152,7 +215,15 @@ fn bytes<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error
     deserializer.deserialize_i64(Whole { least: 0, expecting: "a plain number of bytes" })
 }
 
-fn factor<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Demand, D::Error> {
+fn some_bytes<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    bytes(deserializer).map(Some)
+}
+
+fn number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    f64::deserialize(deserializer).map(Some)
+}
+
+fn factor<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<Demand>, D::Error> {
     struct Factor;
     impl de::Visitor<'_> for Factor {
         type Value = Demand;
@@ -173,7 +244,7 @@ fn factor<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Demand, D::E
             demand(word).map_err(E::custom)
         }
     }
-    deserializer.deserialize_any(Factor)
+    deserializer.deserialize_any(Factor).map(Some)
 }
 
 fn interfaces<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -192,33 +263,82 @@ fn interfaces<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Vec<Stri
     deserializer.deserialize_seq(Names)
 }
 
-/// A level on the command line: `LEVEL:FACTOR` or `LEVEL:unlimited`.
+/// A level on the command line: `LEVEL:FACTOR`, `LEVEL:RATE` or `LEVEL:unlimited`, and `,KEY=VALUE` for
+/// what is special about it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LevelArg {
     level: Level,
     demand: Demand,
+    charge: Option<ChargeRule>,
+    max_packet: Option<u32>,
+    burst: Option<u32>,
+    oversize: Option<OversizeRule>,
+    tolerance: Option<Nanos>,
 }
 
 impl FromStr for LevelArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (level, factor) =
-            text.split_once(':').ok_or_else(|| "write LEVEL:FACTOR, for example 7:1 or 5:4".to_owned())?;
+        let mut parts = text.split(',');
+        let (level, wanted) = parts
+            .next()
+            .and_then(|part| part.split_once(':'))
+            .ok_or_else(|| "write LEVEL:FACTOR, for example 7:1 or 5:4".to_owned())?;
         let level = level
             .parse::<u8>()
             .ok()
             .and_then(Level::new)
             .ok_or_else(|| format!("there is no level '{level}'; levels are 0 to 7, 7 the strictest"))?;
-        Ok(Self { level, demand: demand(factor)? })
+        let mut arg = Self {
+            level,
+            demand: demand(wanted)?,
+            charge: None,
+            max_packet: None,
+            burst: None,
+            oversize: None,
+            tolerance: None,
+        };
+        for part in parts {
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("'{part}': write KEY=VALUE"))?;
+            let size = || units::bytes(value).map_err(|error| format!("{key}: {error}"));
+            match key {
+                "charge" => arg.charge = Some(ChargeRule::from_str(value, true)?),
+                "max-packet" => arg.max_packet = Some(size()?),
+                "burst" => arg.burst = Some(size()?),
+                "oversize" => arg.oversize = Some(OversizeRule::from_str(value, true)?),
+                "tolerance" => arg.tolerance = Some(value.parse().map_err(|error| format!("{key}: {error}"))?),
+                _ => {
+                    let keys = ["charge", "max-packet", "burst", "oversize", "tolerance"];
+                    return Err(format!("unknown key '{key}'{}, one of {}", meant(key, &keys), keys.join(", ")));
+                }
+            }
+        }
+        Ok(arg)
     }
+}
+
+/// `; did you mean 'x'?` if a known word is near.
+fn meant(word: &str, known: &[&str]) -> String {
+    known
+        .iter()
+        .map(|other| (strsim::jaro_winkler(word, other), other))
+        .filter(|(near, _)| *near > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or(String::new(), |(_, other)| format!("; did you mean '{other}'?"))
 }
 
 fn demand(text: &str) -> Result<Demand, String> {
     if text == "unlimited" {
         return Ok(Demand::Unlimited);
     }
-    checked(text.parse().map_err(|_| format!("the factor '{text}' is neither a number nor 'unlimited'"))?)
+    if let Ok(factor) = text.parse() {
+        return checked(factor);
+    }
+    if text.ends_with("bit") {
+        return text.parse().map(Demand::Rate).map_err(|error: units::UnitError| error.to_string());
+    }
+    Err(format!("the factor '{text}' is neither a number nor 'unlimited', nor a rate such as 100mbit"))
 }
 
 fn checked(factor: f64) -> Result<Demand, String> {
@@ -230,25 +350,89 @@ fn checked(factor: f64) -> Result<Demand, String> {
 }
 
 impl LevelArg {
-    /// The level with these rules.
+    /// The level; these rules are for what it does not say itself.
     pub fn spec(self, oversize: OversizeRule, tolerance: Nanos) -> LevelSpec {
         // A level of factor above 1 has a burst; the tolerance is for those that have none.
-        let tolerance = match self.demand {
-            Demand::Factor(factor) if factor <= 1.0 => tolerance,
-            _ => no_tolerance(),
-        };
-        LevelSpec { oversize: oversize.into(), tolerance, ..LevelSpec::new(self.level, self.demand) }
+        let spaced = matches!(self.demand, Demand::Factor(factor) if factor <= 1.0) && self.charge.is_none();
+        LevelSpec {
+            charge: self.charge.map(Charge::from),
+            max_packet: self.max_packet,
+            burst: self.burst,
+            oversize: self.oversize.unwrap_or(oversize).into(),
+            tolerance: self.tolerance.unwrap_or(if spaced { tolerance } else { no_tolerance() }),
+            ..LevelSpec::new(self.level, self.demand)
+        }
     }
 }
 
 impl FileLevel {
-    fn spec(&self) -> LevelSpec {
-        LevelSpec {
+    fn spec(&self) -> Result<LevelSpec, String> {
+        let demand = match (self.factor, self.rate) {
+            (Some(factor), None) => factor,
+            (None, Some(rate)) => Demand::Rate(rate),
+            _ => return Err(format!("level {}: give either factor or rate", self.level)),
+        };
+        Ok(LevelSpec {
+            charge: self.charge.map(Charge::from),
+            max_packet: self.max_packet,
+            burst: self.burst,
             oversize: self.oversize.into(),
             tolerance: self.tolerance,
-            ..LevelSpec::new(self.level, self.factor)
+            ..LevelSpec::new(self.level, demand)
+        })
+    }
+}
+
+impl FileApp {
+    fn app(&self) -> Result<App, String> {
+        let per_second = match (self.per_second, self.rate) {
+            (Some(number), None) => number,
+            (None, Some(rate)) => rate.bps() as f64 / (8.0 * f64::from(self.message)),
+            _ => return Err(format!("app '{}': give either per-second or rate", self.name)),
+        };
+        Ok(App {
+            name: self.name.clone(),
+            message: self.message,
+            per_second,
+            deadline: self.deadline,
+            level: self.level,
+        })
+    }
+}
+
+/// The fixed delays, given as one number or as what is on the path.
+///
+/// # Errors
+/// If it is neither or both.
+pub fn delays(
+    epsilon: Option<Nanos>,
+    hops: Option<u32>,
+    switch_delay: Option<Nanos>,
+    mtu: Option<u32>,
+    host_burst: Option<u32>,
+) -> Result<Delays, String> {
+    let path = hops.is_some() || switch_delay.is_some() || mtu.is_some() || host_burst.is_some();
+    match (epsilon, hops, switch_delay) {
+        (Some(epsilon), ..) if !path => Ok(Delays::Given(epsilon)),
+        (None, Some(hops), Some(switch_delay)) => Ok(Delays::Path(Path {
+            hops,
+            switch_delay,
+            mtu: mtu.unwrap_or(ETHERNET_MTU),
+            host_burst: host_burst.unwrap_or(0),
+        })),
+        _ => {
+            Err("give the fixed delays either as epsilon, or as hops and switch-delay (and mtu, host-burst)".to_owned())
         }
     }
+}
+
+/// What a file or flags lead to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The plan.
+    pub plan: Plan,
+    /// Where the applications went, if there were any.
+    pub assigned: Option<Assigned>,
 }
 
 impl File {
@@ -256,7 +440,7 @@ impl File {
     ///
     /// # Errors
     /// If it cannot be read, or its text is wrong: the message shows line, column and place.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+    pub fn read(path: &std::path::Path) -> Result<Self, ConfigError> {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
         Self::parse(&text).map_err(|message| ConfigError::Text { path: shown, message })
@@ -267,40 +451,83 @@ impl File {
     /// # Errors
     /// The message, with a caret at the place.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let file: Self = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        let file: Self = toml::from_str(text).map_err(|error| helpful(error.to_string().trim_end()))?;
         Ok(Self { text: text.to_owned(), ..file })
     }
 
-    /// The network that the file describes.
+    /// The plan of what the file describes, after `change`.
     ///
     /// # Errors
-    /// If no plan can have the network, or one of its levels beside those before it; with the line.
-    pub fn network(&self) -> Result<Network, String> {
+    /// If there is none; with the line and a caret where the file is to blame.
+    pub fn plan(&self, change: impl Fn(&mut Network) -> Result<(), String>) -> Result<Answer, String> {
         let cluster = self.cluster.get_ref();
         let mut network = Network {
             hosts: cluster.hosts,
             link_rate: cluster.link_rate,
             max_packet: cluster.max_packet,
-            delays: Delays::Given(cluster.epsilon),
+            delays: delays(cluster.epsilon, cluster.hops, cluster.switch_delay, cluster.mtu, cluster.host_burst)
+                .map_err(|error| self.at(&self.cluster, error))?,
             wire_overhead: cluster.wire_overhead,
             model: cluster.model,
             levels: Vec::new(),
         };
-        // What is wrong without any limit is the network's fault.
-        let unlimited = LevelArg { level: Level::STRICTEST, demand: Demand::Unlimited };
-        let levels = vec![unlimited.spec(OversizeRule::Demote, no_tolerance())];
-        Network { levels, ..network.clone() }.plan().map_err(|error| self.at(&self.cluster, error))?;
-        for level in &self.levels {
-            network.levels.push(level.get_ref().spec());
-            network.plan().map_err(|error| self.at(level, error))?;
+        if let (Some(app), Some(_)) = (self.apps.first(), self.levels.first()) {
+            return Err(
+                self.at(app, "there are levels as well; give either [[level]] or [[app]], which finds levels itself")
+            );
         }
-        Ok(network)
+        // What is wrong without any limit is the network's fault.
+        let unlimited = LevelSpec::new(Level::STRICTEST, Demand::Unlimited);
+        Network { levels: vec![unlimited], ..network.clone() }.plan().map_err(|error| self.at(&self.cluster, error))?;
+        if self.apps.is_empty() {
+            for level in &self.levels {
+                network.levels.push(level.get_ref().spec().map_err(|error| self.at(level, error))?);
+                network.plan().map_err(|error| self.at(level, error))?;
+            }
+            change(&mut network)?;
+            let plan = network.plan().map_err(|error| error.to_string())?;
+            return Ok(Answer { plan, assigned: None });
+        }
+        change(&mut network)?;
+        let apps = self
+            .apps
+            .iter()
+            .map(|app| app.get_ref().app().map_err(|error| self.at(app, error)))
+            .collect::<Result<Vec<App>, String>>()?;
+        let assigned = network.assign(&apps).map_err(|error| {
+            let culprit = self.apps.iter().rfind(|app| Some(app.get_ref().name.as_str()) == error.app());
+            culprit.map_or_else(|| self.at(&self.cluster, &error), |app| self.at(app, &error))
+        })?;
+        Ok(Answer { plan: assigned.plan.clone(), assigned: Some(assigned) })
     }
 
-    /// The message with its line.
+    /// The message with its line and a caret, in the form of the TOML reader's own.
     fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        let line = self.text[..place.span().start].matches('\n').count() + 1;
-        format!("line {line}: {message}")
+        let start = place.span().start.min(self.text.len());
+        let before = &self.text[..start];
+        let number = before.matches('\n').count() + 1;
+        let begin = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = self.text[begin..].lines().next().unwrap_or_default();
+        let column = self.text[begin..start].chars().count();
+        let margin = " ".repeat(number.to_string().len());
+        let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
+        format!(
+            "error at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
+            column + 1,
+            " ".repeat(column),
+        )
+    }
+}
+
+/// Adds the nearest known key to the TOML reader's message about an unknown one.
+fn helpful(message: &str) -> String {
+    let words: Vec<&str> = message.rsplit("unknown field ").next().unwrap_or_default().split('`').collect();
+    match words.split_first() {
+        Some((_, [unknown, known @ ..])) if message.contains("unknown field `") => {
+            let known: Vec<&str> = known.iter().skip(1).step_by(2).copied().collect();
+            format!("{message}{}", meant(unknown, &known))
+        }
+        _ => message.to_owned(),
     }
 }
 
@@ -335,7 +562,7 @@ interfaces = ["eth0"]
     #[test]
     fn reads_a_file() {
         let file = File::parse(GOOD).unwrap();
-        let network = file.network().unwrap();
+        let network = file.plan(|_| Ok(())).unwrap().plan.network;
         assert_eq!(network.hosts, 12);
         assert_eq!(network.link_rate, Rate::from_bps(10_000_000_000));
         assert_eq!(network.wire_overhead, 24);
@@ -360,8 +587,9 @@ interfaces = ["eth0"]
                 line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('[')).unwrap_or(line)
             })
             .fold(String::new(), |text, line| text + line + "\n");
-        let (plain, mut full) =
-            [example, &uncommented].map(|text| File::parse(text).unwrap().network().unwrap()).into();
+        let (plain, mut full) = [example, &uncommented]
+            .map(|text| File::parse(text).unwrap().plan(|_| Ok(())).unwrap().plan.network)
+            .into();
         assert_eq!(full.levels.pop().map(|level| level.demand), Some(Demand::Unlimited));
         assert_eq!(plain, full);
     }
@@ -374,7 +602,7 @@ interfaces = ["eth0"]
             ("hosts = 12", "hosts = 99999999999", "line 3", "invalid value"),
             ("\"10gbit\"", "\"10gbps\"", "line 4", "bytes to tc"),
             ("\"10gbit\"", "10", "line 4", "expected a rate with its unit, in quotes: \"10gbit\""),
-            ("max-packet", "max-paket", "line 5", "unknown field `max-paket`"),
+            ("max-packet", "max-paket", "line 5", "did you mean 'max-packet'?"),
             ("= 256", "= \"256B\"", "line 5", "expected a plain number of bytes"),
             ("\"4us\"", "4", "line 6", "expected a time with its unit, in quotes: \"4us\""),
             ("factor = 1", "factor = true", "line 10", "`true`, expected a number above 0, or \"unlimited\""),
@@ -391,21 +619,83 @@ interfaces = ["eth0"]
         }
         // What only the plan finds has its line, too.
         for (from, to, line, part) in [
-            ("= 256", "= 5", "line 2: ", "max-packet is 5 bytes"),
-            ("\"4us\"", "\"99999s\"", "line 2: ", "too long"),
-            ("factor = 4.5", "factor = 1000", "line 12: ", "level 5: factor 1000"),
-            ("factor = 4.5", "factor = 4.5\ntolerance = \"20us\"", "line 12: ", "level 5: a tolerance"),
-            ("level = 3", "level = 7", "line 17: ", "level 7 is given twice"),
-            ("level = 3", "level = 0", "line 17: ", "level 0"),
+            ("= 256", "= 5", "line 2,", "max-packet is 5 bytes"),
+            ("\"4us\"", "\"99999s\"", "line 2,", "too long"),
+            ("factor = 4.5", "factor = 1000", "line 12,", "level 5: factor 1000"),
+            ("factor = 4.5", "factor = 4.5\ntolerance = \"20us\"", "line 12,", "level 5: a tolerance"),
+            ("level = 3", "level = 7", "line 17,", "level 7 is given twice"),
+            ("level = 3", "level = 0", "line 17,", "level 0"),
         ] {
-            let error = File::parse(&GOOD.replace(from, to)).unwrap().network().unwrap_err();
-            assert!(error.starts_with(line) && error.contains(part), "{to}: {error}");
+            let error = File::parse(&GOOD.replace(from, to)).unwrap().plan(|_| Ok(())).unwrap_err();
+            assert!(error.contains(line) && error.contains(part) && error.contains('^'), "{to}: {error}");
         }
     }
 
     #[test]
+    fn reads_applications_and_paths() {
+        let text = r#"
+[cluster]
+hosts = 12
+link-rate = "10gbit"
+max-packet = 256
+hops = 3
+switch-delay = "500ns"
+
+[[app]]
+name = "ptp"
+message = 128
+per-second = 1000
+deadline = "100us"
+
+[[app]]
+name = "cache"
+message = 1024
+rate = "10mbit"
+deadline = "2ms"
+level = 4
+"#;
+        let answer = File::parse(text).unwrap().plan(|_| Ok(())).unwrap();
+        let levels: Vec<_> = answer.assigned.unwrap().apps.iter().map(|placed| placed.level.number()).collect();
+        assert_eq!(levels, [7, 4]);
+        for (from, to, line, part) in [
+            ("hops = 3", "epsilon = \"1us\"\nhops = 3", "line 2,", "either as epsilon"),
+            ("hops = 3", "hops = 99", "line 2,", "hops is 99"),
+            ("per-second = 1000", "", "line 9,", "either per-second or rate"),
+            ("per-second = 1000", "per-second = 0", "line 9,", "above 0"),
+            ("\"100us\"", "\"1us\"", "line 9,", "idle network"),
+            ("\"100us\"", "\"8us\"", "line 9,", "cannot be served within 8us"),
+            ("\"cache\"", "\"ptp\"", "line 15,", "twice"),
+            ("level = 4", "level = 0", "line 15,", "best effort"),
+            (
+                "[[app]]\nname = \"ptp\"",
+                "[[level]]\nlevel = 7\nfactor = 1\n\n[[app]]\nname = \"ptp\"",
+                "line 13,",
+                "levels as well",
+            ),
+        ] {
+            let error = File::parse(&text.replace(from, to)).unwrap().plan(|_| Ok(())).unwrap_err();
+            assert!(error.contains(line) && error.contains(part) && error.contains('^'), "{to}: {error}");
+        }
+        let error = File::parse(&text.replace("level = 4", "level = 9")).unwrap_err();
+        assert!(error.contains("no level 9") && error.contains('^'), "{error}");
+    }
+
+    #[test]
     fn reads_levels_from_flags() {
-        assert_eq!("7:1".parse::<LevelArg>(), Ok(LevelArg { level: Level::STRICTEST, demand: Demand::Factor(1.0) }));
+        let spec = |text: &str| text.parse::<LevelArg>().unwrap().spec(OversizeRule::Demote, Nanos::from_ns(7));
+        let seven = LevelSpec::new(Level::STRICTEST, Demand::Factor(1.0));
+        assert_eq!(spec("7:1"), LevelSpec { tolerance: Nanos::from_ns(7), ..seven });
+        assert_eq!(
+            spec("7:1mbit,charge=bytes,max-packet=1514,burst=9000,oversize=drop"),
+            LevelSpec {
+                demand: Demand::Rate(Rate::from_bps(1_000_000)),
+                charge: Some(Charge::Byte),
+                max_packet: Some(1_514),
+                burst: Some(9_000),
+                oversize: Oversize::Drop,
+                ..seven
+            }
+        );
         for (text, part) in [
             ("8:1", "no level '8'"),
             ("7:0", "above 0"),
@@ -415,6 +705,10 @@ interfaces = ["eth0"]
             ("7", "LEVEL:FACTOR"),
             ("7:x", "neither a number"),
             (":", "no level ''"),
+            ("7:1,max-paket=3", "did you mean 'max-packet'?"),
+            ("7:1,burst", "KEY=VALUE"),
+            ("7:1,burst=1k", "plain number of bytes"),
+            ("7:0bit", "above 0"),
         ] {
             let error = text.parse::<LevelArg>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -88,6 +88,17 @@ pub enum Unserved {
     Plan(#[from] PlanError),
 }
 
+impl Unserved {
+    /// The application that is to blame, if one is.
+    pub fn app(&self) -> Option<&str> {
+        match self {
+            Self::Twice(name) | Self::Value { name, .. } | Self::Impossible { name, .. } => Some(name),
+            Self::Missed(missed) => missed.app.as_ref().map(|(name, ..)| name.as_str()),
+            _ => None,
+        }
+    }
+}
+
 /// Which application is late, and what would help.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Missed {
@@ -347,11 +358,9 @@ impl<'a> Solver<'a> {
                 return false;
             }
         }
-        // An empty level is of use only above one that somebody asked for.
-        if must == 0 && fixed_below && self.search(number - 1, left, above, largest, chosen) {
-            return true;
-        }
         self.fill(level, left, must, may, above, largest, chosen)
+            // An empty level is of use only above one that somebody asked for.
+            || (must == 0 && fixed_below && self.search(number - 1, left, above, largest, chosen))
     }
 
     /// Tries `set` on a level, then `set` with more of those that may join, the strictest deadlines first.

@@ -212,10 +212,8 @@ pub enum PlanError {
     Tolerance { level: Level },
     #[error("level {level}: a burst is for levels charged by bytes; a level charged by packet sends one at a time")]
     Burst { level: Level },
-    #[error(
-        "level {level}: its epoch would be {epoch_ns:.3e} ns, too long to count; hosts, max-packet or epsilon is too large"
-    )]
-    Overflow { level: Level, epoch_ns: f64 },
+    #[error("the epoch would be {epoch_ns:.3e} ns, too long to count; hosts, max-packet or epsilon is too large")]
+    Overflow { epoch_ns: f64 },
     #[error("level {level}: {source}")]
     Limit { level: Level, source: LimitError },
 }
@@ -266,6 +264,10 @@ impl Network {
             if !(14..=65_535).contains(&path.mtu) {
                 return Err(PlanError::Mtu(path.mtu));
             }
+        }
+        let least_ns = f64::from(self.hosts) * self.time_ns(f64::from(self.max_packet)) + self.fixed(0.0).total_ns();
+        if least_ns > qjump_ebpf::limiter::MAX_BURST_NS as f64 {
+            return Err(PlanError::Overflow { epoch_ns: least_ns });
         }
         if self.levels.is_empty() {
             return Err(PlanError::NoLevels);
@@ -476,7 +478,7 @@ impl Network {
             _ => packet * 8e9 / spacing_ns,
         };
         if epoch_ns > qjump_ebpf::limiter::MAX_BURST_NS as f64 {
-            return Err(PlanError::Overflow { level, epoch_ns });
+            return Err(PlanError::Overflow { epoch_ns });
         }
         if rate_bps > self.link_bps() {
             let (link_bps, largest) = (self.link_bps(), factor * self.link_bps() / rate_bps);
@@ -517,6 +519,10 @@ impl Network {
 
     fn unstable(&self, level: Level, higher: &[(Level, Sent)]) -> PlanError {
         let rate = |sent: &Sent| f64::from(sent.senders) * sent.envelope.share() * self.link_bps();
+        if higher.iter().map(|(_, sent)| rate(sent)).sum::<f64>() < self.link_bps() * (1.0 - 1e-9) {
+            // There is a solution, but none that the limiter can count to.
+            return PlanError::Overflow { epoch_ns: qjump_ebpf::limiter::MAX_BURST_NS as f64 };
+        }
         let sum = higher.iter().map(|(above, sent)| {
             format!("level {above}: {} hosts x {}", sent.senders, show_rate(sent.envelope.share() * self.link_bps()))
         });

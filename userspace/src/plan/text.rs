@@ -4,7 +4,11 @@ use std::fmt::{self, Display, Write as _};
 
 use qjump_ebpf::{Charge, Level};
 
-use super::{Delays, LevelPlan, Model, Network, Plan, Terms, delays::Fixed};
+use super::{
+    Delays, LevelPlan, Model, Network, Plan, Terms,
+    backward::{Assigned, Placed},
+    delays::Fixed,
+};
 use crate::{
     table::Table,
     units::{show_ns, show_rate},
@@ -141,6 +145,43 @@ fn wire(network: &Network, level: &LevelPlan) -> u32 {
 fn own(level: &LevelPlan, terms: &Terms) -> String {
     let senders = level.max_senders.unwrap_or_default();
     format!("{senders} hosts x {} = {}", show_ns(terms.own_ns / f64::from(senders.max(1))), show_ns(terms.own_ns))
+}
+
+impl Display for Assigned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table =
+            Table::new(["application", "level", "message", "per second", "wait at host", "latency", "deadline"]);
+        for placed in &self.apps {
+            table.row([
+                placed.app.name.clone(),
+                placed.level.to_string(),
+                format!("{} B", placed.app.message),
+                format!("{:.0}", placed.app.per_second),
+                show_ns(placed.wait_ns),
+                show_ns(placed.latency_ns),
+                placed.app.deadline.to_string(),
+            ]);
+        }
+        write!(f, "{}", table.left(0))
+    }
+}
+
+impl Assigned {
+    /// The applications as JSON.
+    pub fn to_json(&self) -> Vec<serde_json::Value> {
+        let json = |placed: &Placed| {
+            serde_json::json!({
+                "name": placed.app.name,
+                "level": placed.level.number(),
+                "message_bytes": placed.app.message,
+                "per_second": placed.app.per_second,
+                "wait_ns": placed.wait_ns,
+                "latency_ns": placed.latency_ns,
+                "deadline_ns": placed.app.deadline.ns(),
+            })
+        };
+        self.apps.iter().map(json).collect()
+    }
 }
 
 /// `--explain`: every term of one level's bound with its number.
