@@ -22,7 +22,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Plan(plan::PlanCommand),
-    Sim(sim::SimCommand),
+    Sim(Box<sim::SimCommand>),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),

@@ -1,25 +1,362 @@
 //! `qjump sim`: the planner's bounds, attacked.
 
-use clap::{Args, Subcommand};
-use serde_json::json;
+use std::{fs, path::PathBuf};
 
-use super::{Failure, print};
+use clap::{Args, Subcommand};
+use qjump_ebpf::Level;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::{Failure, plan::NetworkArgs, print};
 use crate::{
-    plan::Model,
-    sim::campaign::{Campaign, MODELS},
+    chart,
+    plan::{Delays, Model, Plan},
+    sim::{
+        adversary::search,
+        campaign::{Campaign, MODELS},
+        experiment::{Gap, Sensitivity},
+        limiter::Kind,
+        outcome::Outcome,
+        scenario::{Destinations, Load, Phases, Scenario},
+        topology::{Routing, Shape},
+        trace,
+    },
     table::Table,
+    units::{Nanos, show_ns},
 };
 
-/// Attack a plan's bounds in a packet-level simulation
+/// Attack a plan's bounds in a packet-level simulation; exit 2 if one is broken
+///
+/// Describe the network as for `plan`. Hosts have the limiter that the kernel runs; switches serve eight levels
+/// strictly. Without a topology, all hosts are at one switch. A given epsilon is used up by the switches; with
+/// --hops, the simulated path is the planned one.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SimCommand {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Subcommand)]
 enum What {
     Campaign(CampaignCommand),
+    Sensitivity(SensitivityCommand),
+    Witness(WitnessCommand),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// star:HOSTS, leaf-spine:LEAVESxHOSTSxSPINES, fat-tree:K or chain:N+N [default: star of all hosts]
+    #[arg(long, value_name = "SHAPE")]
+    topology: Option<Shape>,
+    /// How switches choose among equal paths
+    #[arg(long, value_enum, default_value_t)]
+    routing: Routing,
+    /// How many times faster links between switches are
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    uplink: u32,
+    /// What hosts send at each limited level: saturating, poisson:SHARE or onoff:SHARE:PACKETS of its rate
+    #[arg(long, value_name = "LOAD", default_value = "saturating", value_parser = load)]
+    load: Load,
+    /// Where it goes
+    #[arg(long, value_enum, default_value_t)]
+    destinations: Destinations,
+    /// When hosts begin
+    #[arg(long, value_enum, default_value_t)]
+    phases: Phases,
+    /// Packets of random sizes instead of the largest
+    #[arg(long)]
+    mixed: bool,
+    /// Send the packets of this file instead: lines of time,source,destination,level,bytes
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["load", "destinations", "phases", "mixed", "attack"])]
+    trace: Option<PathBuf>,
+    /// Let an adversary choose when hosts send and where to, in so many runs
+    #[arg(long, value_name = "RUNS", conflicts_with_all = ["load", "phases", "runs"])]
+    attack: Option<u32>,
+    /// Write the worst schedule that was found as a trace
+    #[arg(long, value_name = "FILE", requires = "attack")]
+    save: Option<PathBuf>,
+    /// Leave out the lower-level frame that every port has always just begun to send
+    #[arg(long)]
+    no_blocking: bool,
+    /// Best effort from every host to any other, as a share of its link; give --buffer with it
+    #[arg(long, value_name = "SHARE", requires = "buffer", value_parser = share)]
+    best_effort: Option<f64>,
+    /// Wire bytes that a port can hold [default: any number]
+    #[arg(long, value_name = "BYTES")]
+    buffer: Option<u64>,
+    /// Let every host send at every level, whatever its factor
+    #[arg(long)]
+    everyone: bool,
+    /// The hosts' limiter
+    #[arg(long, value_enum, default_value_t)]
+    limiter: Kind,
+    /// Clocks that run up to so many parts in 10^6 fast or slow
+    #[arg(long, value_name = "PPM", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    drift: u32,
+    /// How many epochs of the slowest level hosts send
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    epochs: u32,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Runs with seeds that follow each other, together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    runs: u64,
+    /// Draw the distribution of each level with its bound
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) && share > 0.0 => Ok(share),
+        _ => Err("give a share above 0 and at most 1".to_owned()),
+    }
+}
+
+fn load(text: &str) -> Result<Load, String> {
+    let usage = || "give saturating, poisson:SHARE or onoff:SHARE:PACKETS, for example poisson:0.8".to_owned();
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts[..] {
+        ["saturating"] => Ok(Load::Saturating),
+        ["poisson", part] => share(part).map(Load::Poisson),
+        ["onoff", part, packets] => {
+            let packets = packets.parse().ok().filter(|packets| (1..=1_000_000).contains(packets)).ok_or_else(usage)?;
+            Ok(Load::OnOff(share(part)?, packets))
+        }
+        _ => Err(usage()),
+    }
+}
+
+impl SimCommand {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        match &self.what {
+            Some(What::Campaign(command)) => command.run(),
+            Some(What::Sensitivity(command)) => command.run(),
+            Some(What::Witness(command)) => command.run(),
+            None => self.run.run(),
+        }
+    }
+}
+
+impl RunArgs {
+    fn scenario(&self) -> Result<Scenario, Failure> {
+        let (answer, _) = self.network.plan(false)?;
+        let plan = answer.plan;
+        let hosts = plan.network.hosts;
+        let shape = self.topology.clone().unwrap_or(Shape::Star { hosts });
+        if !(2..=hosts).contains(&shape.hosts()) {
+            return Err(Failure::Usage(format!(
+                "the topology {shape} has {} hosts and the plan {hosts}; a plan holds for 2 hosts up to as many as it counts",
+                shape.hosts()
+            )));
+        }
+        let (switch_delay, mtu) = self.fixed(&plan, &shape)?;
+        Ok(Scenario {
+            plan,
+            shape,
+            routing: self.routing,
+            uplink: self.uplink,
+            switch_delay,
+            load: self.load,
+            destinations: self.destinations,
+            phases: self.phases,
+            mixed: self.mixed,
+            limiter: self.limiter,
+            mtu,
+            blocking: !self.no_blocking,
+            best_effort: self.best_effort,
+            everyone: self.everyone,
+            buffer: self.buffer,
+            drift_ppm: self.drift,
+            epochs: self.epochs,
+            seed: self.seed,
+        })
+    }
+
+    /// A switch's delay and the MTU that agree with the plan's fixed delays.
+    fn fixed(&self, plan: &Plan, shape: &Shape) -> Result<(Nanos, u32), Failure> {
+        let hops = shape.hops();
+        match plan.network.delays {
+            Delays::Path(path) if path.hops >= hops => Ok((path.switch_delay, path.mtu)),
+            Delays::Path(path) => Err(Failure::Usage(format!(
+                "the topology {shape} has {hops} switches on its longest path, and the plan counts {}; give --hops {hops}",
+                path.hops
+            ))),
+            Delays::Given(epsilon) => {
+                // What is not the switches': store and forward, and lower frames at every port.
+                let mtu = plan.network.mtu();
+                let path = crate::plan::Path { hops, switch_delay: Nanos::from_ns(0), mtu, host_burst: 0 };
+                let wire = f64::from(mtu + plan.network.wire_overhead);
+                let largest = plan.levels.iter().map(|level| level.largest_frame(mtu)).max().unwrap_or(mtu);
+                let packet = f64::from(largest + plan.network.wire_overhead);
+                let lower = if self.no_blocking { 0.0 } else { wire };
+                let taken = Delays::Path(path).fixed(packet, lower, plan.network.link_rate).total_ns();
+                let left = epsilon.ns() as f64 - taken;
+                if left < 0.0 {
+                    return Err(Failure::Usage(format!(
+                        "epsilon {epsilon} is less than the {} that store and forward and lower frames take on {shape}; \
+                         give more, or --hops {hops} --switch-delay TIME and let the plan add them up",
+                        show_ns(taken)
+                    )));
+                }
+                Ok((Nanos::from_ns((left / f64::from(hops)) as u64), mtu))
+            }
+        }
+    }
+
+    fn run(&self) -> Result<(), Failure> {
+        let scenario = self.scenario()?;
+        let outcome = if let Some(path) = &self.trace {
+            let shown = path.display();
+            let text = fs::read_to_string(path)
+                .map_err(|error| Failure::Usage(format!("cannot read the trace {shown}: {error}")))?;
+            let (scripts, last) = trace::parse(&text, scenario.shape.hosts())
+                .map_err(|error| Failure::Usage(format!("{shown}: {error}")))?;
+            // What the limiter holds goes later.
+            scenario.run_scripts(scripts, (last.ns() + 1).saturating_mul(1_000).saturating_add(scenario.length_ps()))
+        } else if let Some(steps) = self.attack {
+            let found = search(&scenario, steps.max(1));
+            if let Some(path) = &self.save {
+                fs::write(path, trace::write(&found.scripts))
+                    .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
+            }
+            scenario.run_scripts(found.scripts, u64::MAX)
+        } else {
+            let mut outcomes: Vec<Outcome> = (0..self.runs)
+                .into_par_iter()
+                .map(|run| Scenario { seed: self.seed.wrapping_add(run), ..scenario.clone() }.run())
+                .collect();
+            // In the order of seeds, so that the number of threads does not show.
+            let mut all = outcomes.remove(0);
+            outcomes.iter().for_each(|outcome| all.merge(outcome));
+            all
+        };
+        if let Some(path) = &self.svg {
+            picture(path, &scenario, &outcome)?;
+        }
+        if self.json {
+            print(format!("{:#}", to_json(&scenario, &outcome, self.seed)))?;
+        } else {
+            show(&scenario, &outcome)?;
+        }
+        let broken = outcome.levels.iter().any(|level| level.violations > 0);
+        if broken { Err(Failure::DoesNotHold) } else { Ok(()) }
+    }
+}
+
+fn seen(outcome: &Outcome) -> impl Iterator<Item = Level> {
+    let seen: Vec<Level> = (0..qjump_ebpf::LEVELS as u8)
+        .rev()
+        .filter_map(Level::new)
+        .filter(|level| outcome.levels[level.index()].sent + outcome.levels[level.index()].refused > 0)
+        .collect();
+    seen.into_iter()
+}
+
+fn ns(ps: u64) -> f64 {
+    ps as f64 / 1e3
+}
+
+fn show(scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
+    let mut table =
+        Table::new(["level", "sent", "lost", "refused", "p50", "p99", "p99.9", "max", "bound", "max / bound", "later"]);
+    for level in seen(outcome) {
+        let result = &outcome.levels[level.index()];
+        let bound = scenario.plan.level(level).and_then(|plan| plan.bound_ns);
+        let at = |quantile: f64| {
+            result.times().map_or("-".to_owned(), |times| show_ns(times.value_at_quantile(quantile) as f64))
+        };
+        table.row([
+            level.to_string(),
+            result.sent.to_string(),
+            result.lost.to_string(),
+            result.refused.to_string(),
+            at(0.5),
+            at(0.99),
+            at(0.999),
+            show_ns(ns(result.max_ps)),
+            bound.map_or("-".to_owned(), show_ns),
+            bound.map_or("-".to_owned(), |bound| format!("{:.3}", ns(result.max_ps) / bound)),
+            bound.map_or("-".to_owned(), |_| result.violations.to_string()),
+        ]);
+    }
+    print(format!(
+        "{table}\nSimulated: {} of {} hosts, {} frames sent by ports, at most {} packets at once.",
+        scenario.shape,
+        scenario.shape.hosts(),
+        outcome.packet_hops,
+        outcome.most_in_flight
+    ))
+}
+
+fn to_json(scenario: &Scenario, outcome: &Outcome, seed: u64) -> Value {
+    let levels: Vec<Value> = seen(outcome)
+        .map(|level| {
+            let result = &outcome.levels[level.index()];
+            let bound = scenario.plan.level(level).and_then(|plan| plan.bound_ns);
+            let at = |quantile: f64| result.times().map(|times| times.value_at_quantile(quantile));
+            json!({
+                "level": level.number(),
+                "sent": result.sent,
+                "delivered": result.delivered_count(),
+                "lost": result.lost,
+                "refused": result.refused,
+                "p50_ns": at(0.5),
+                "p99_ns": at(0.99),
+                "p999_ns": at(0.999),
+                "max_ns": ns(result.max_ps),
+                "bound_ns": bound,
+                "tightness": bound.map(|bound| ns(result.max_ps) / bound),
+                "violations": bound.map(|_| result.violations),
+                "worst": {
+                    "source": result.worst.source,
+                    "destination": result.worst.destination,
+                    "sent_ns": ns(result.worst.sent_ps),
+                },
+            })
+        })
+        .collect();
+    json!({
+        "schema_version": 1,
+        "topology": scenario.shape.to_string(),
+        "hosts": scenario.shape.hosts(),
+        "model": scenario.plan.network.model,
+        "seed": seed,
+        "packet_hops": outcome.packet_hops,
+        "most_in_flight": outcome.most_in_flight,
+        "levels": levels,
+    })
+}
+
+fn picture(path: &std::path::Path, scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
+    let mut curves = Vec::new();
+    let mut bounds = Vec::new();
+    for level in seen(outcome) {
+        let Some(times) = outcome.levels[level.index()].times() else { continue };
+        let total = times.len() as f64;
+        let mut above = total;
+        let mut points = Vec::new();
+        for value in times.iter_recorded() {
+            points.push((value.value_iterated_to().max(1) as f64, above / total));
+            above -= value.count_since_last_iteration() as f64;
+        }
+        curves.push(chart::Curve { name: format!("level {level}"), points });
+        if let Some(bound) = scenario.plan.level(level).and_then(|plan| plan.bound_ns) {
+            bounds.push((format!("bound {level}:"), bound));
+        }
+    }
+    let title = format!("Simulated: {} of {} hosts", scenario.shape, scenario.shape.hosts());
+    let axes = chart::Axes { x: "time in the network, us", y: "share of packets that took longer" };
+    Ok(chart::ccdf(path, &title, &axes, &curves, &bounds)?)
 }
 
 /// Attack random networks of all models; exit 2 if a promise is broken
@@ -45,12 +382,8 @@ struct CampaignCommand {
     json: bool,
 }
 
-impl SimCommand {
-    pub(super) fn run(&self) -> Result<(), Failure> {
-        match &self.what {
-            What::Campaign(command) => command.run(),
-        }
-    }
+fn name(value: impl serde::Serialize) -> String {
+    json!(value).as_str().unwrap_or_default().to_owned()
 }
 
 impl CampaignCommand {
@@ -65,7 +398,12 @@ impl CampaignCommand {
             model: self.model,
             stretch: self.stretch,
         };
-        let verdicts = campaign.run(|_| ());
+        let every = (self.networks / 20).max(1);
+        let verdicts = campaign.run(|done| {
+            if done % every == 0 {
+                eprintln!("{done} of {} networks", self.networks);
+            }
+        });
         let rows: Vec<_> = MODELS.iter().zip(&verdicts).filter(|(_, verdict)| verdict.networks > 0).collect();
         if self.json {
             let models: Vec<_> = rows
@@ -88,7 +426,7 @@ impl CampaignCommand {
                 Table::new(["model", "networks", "runs", "worst time / bound", "in network", "above 0.9", "broken"]);
             for (model, verdict) in rows {
                 table.row([
-                    json!(model).as_str().unwrap_or_default().to_owned(),
+                    name(model),
                     verdict.networks.to_string(),
                     verdict.runs.to_string(),
                     format!("{:.3}", verdict.worst.0),
@@ -97,8 +435,142 @@ impl CampaignCommand {
                     verdict.broken.to_string(),
                 ]);
             }
-            print(table)?;
+            print(table.to_string().trim_end())?;
         }
         if verdicts.iter().any(|verdict| verdict.broken > 0) { Err(Failure::DoesNotHold) } else { Ok(()) }
+    }
+}
+
+/// The longest time in the network against the factor, as in the last figure of the paper
+#[derive(Args)]
+struct SensitivityCommand {
+    /// Hosts that send to one more
+    #[arg(long, value_name = "N", default_value_t = 66, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    hosts: u32,
+    /// L2 bytes of every packet, on links of 10 Gbit/s
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=9_000))]
+    max_packet: u32,
+    /// Fixed delays, all of which the network uses up
+    #[arg(long, value_name = "TIME", default_value = "12us")]
+    epsilon: Nanos,
+    /// Seed of the random phases
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Draw it
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl SensitivityCommand {
+    fn run(&self) -> Result<(), Failure> {
+        let usage = |error: crate::plan::PlanError| Failure::Usage(error.to_string());
+        let factors = std::iter::successors(Some(0.84), |factor| Some(factor + 0.07)).take_while(|&f| f < 3.51);
+        let sensitivity = Sensitivity {
+            hosts: self.hosts,
+            max_packet: self.max_packet,
+            epsilon: self.epsilon,
+            // 1 itself, too: there is the edge of the promise.
+            factors: factors
+                .flat_map(|f: f64| if f < 1.0 && f + 0.07 > 1.0 { vec![f, 1.0] } else { vec![f] })
+                .collect(),
+            seed: self.seed,
+        };
+        let bound_ns = sensitivity.bound_ns().map_err(usage)?;
+        let points = sensitivity.run().map_err(usage)?;
+        if let Some(path) = &self.svg {
+            let curve = |name: &str, value: fn(&crate::sim::experiment::Point) -> f64| chart::Curve {
+                name: name.to_owned(),
+                points: points.iter().map(|point| (point.factor, value(point) / 1e3)).collect(),
+            };
+            let curves = [
+                curve("random phases", |point| point.random_ns),
+                curve("aligned", |point| point.aligned_ns),
+                curve("aligned, window", |point| point.window_ns),
+            ];
+            let title = format!("Simulated: {} hosts send to one, each f packets an epoch", self.hosts);
+            let axes = chart::Axes { x: "factor f", y: "longest time in the network, us" };
+            let bound = format!("bound at f = 1: {}", show_ns(bound_ns));
+            chart::lines(path, &title, &axes, &curves, (&bound, bound_ns / 1e3))?;
+        }
+        if self.json {
+            let points: Vec<Value> = points
+                .iter()
+                .map(|point| {
+                    json!({
+                        "factor": point.factor,
+                        "aligned_ns": point.aligned_ns,
+                        "random_ns": point.random_ns,
+                        "window_ns": point.window_ns,
+                    })
+                })
+                .collect();
+            return print(format!("{:#}", json!({ "schema_version": 1, "bound_ns": bound_ns, "points": points })));
+        }
+        let mut table = Table::new(["factor", "aligned", "random phases", "aligned, window limiter", "bound at f = 1"]);
+        for point in &points {
+            let mark = |ns: f64| format!("{}{}", show_ns(ns), if ns > bound_ns { " !" } else { "  " });
+            table.row([
+                format!("{:.2}", point.factor),
+                mark(point.aligned_ns),
+                mark(point.random_ns),
+                mark(point.window_ns),
+                show_ns(bound_ns),
+            ]);
+        }
+        let last = |value: fn(&crate::sim::experiment::Point) -> f64| {
+            let holding = points.iter().take_while(|point| value(point) <= bound_ns).last();
+            holding.map_or("none".to_owned(), |point| format!("{:.2}", point.factor))
+        };
+        print(format!(
+            "{table}\nThe bound of f = 1 holds up to f = {} with the worst phases and up to f = {} with random ones (!: broken).",
+            last(|point| point.aligned_ns),
+            last(|point| point.random_ns)
+        ))
+    }
+}
+
+/// A network in which published reasoning breaks: a window limiter, or counting bytes
+#[derive(Args)]
+struct WitnessCommand {
+    /// What is overlooked
+    #[arg(value_enum)]
+    gap: Gap,
+    /// Runs of the adversary
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    steps: u32,
+    /// Seed of the adversary
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the schedule as a trace
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+impl WitnessCommand {
+    fn run(&self) -> Result<(), Failure> {
+        let (scenario, found) = self.gap.witness(self.seed, self.steps);
+        if let Some(path) = &self.save {
+            fs::write(path, trace::write(&found.scripts))
+                .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
+        }
+        let bound_ns = scenario.plan.levels.first().and_then(|level| level.bound_ns).unwrap_or(f64::NAN);
+        print(format!(
+            "{}, {} hosts, {} B at {}: the published bound is {}. Host {}'s packet of {} to host {} took {}: {:.3} of it \
+             (the worst of {} runs).",
+            scenario.shape,
+            scenario.shape.hosts(),
+            scenario.plan.network.max_packet,
+            scenario.plan.network.link_rate,
+            show_ns(bound_ns),
+            found.worst.source,
+            show_ns(ns(found.worst.sent_ps)),
+            found.worst.destination,
+            show_ns(found.ratio * bound_ns),
+            found.ratio,
+            found.runs
+        ))
     }
 }

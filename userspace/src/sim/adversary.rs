@@ -9,6 +9,7 @@ use rand::RngExt as _;
 use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::SeedableRng as _};
 
 use super::{
+    limiter::Kind,
     outcome::{Outcome, Worst},
     scenario::{Destinations, Scenario},
     source::{Message, Script},
@@ -165,12 +166,25 @@ pub fn search(scenario: &Scenario, steps: u32) -> Found {
     let mut tracks = Vec::new();
     for plan in &scenario.plan.levels {
         let (Some(epoch_ns), Some(_)) = (plan.epoch_ns, plan.bound_ns) else { continue };
-        let by_bytes = plan.charge != Charge::Packet;
+        // A window, too, lets more than one packet go at once.
+        let by_bytes = plan.charge != Charge::Packet || scenario.limiter == Kind::Window;
         let largest = plan.largest_frame(scenario.plan.network.mtu());
         let wire = on_wire(largest, scenario.plan.network.wire_overhead);
-        // A bucket's packets may be many to an epoch.
+        // A bucket's packets may be many to an epoch: one burst, and small ones behind it.
         let burst = (plan.burst_bytes.unwrap_or(0.0) / f64::from(wire)).ceil() as usize;
-        let count = if by_bytes { PACKETS + burst.min(12) } else { PACKETS };
+        let count = if by_bytes { PACKETS + 12 + burst.min(12) } else { PACKETS };
+        let small = largest.min(60);
+        let first = |index: usize| match scenario.limiter {
+            // A small packet begins a window, its end has the rest of the budget, and the next one begins.
+            Kind::Window if index == 0 => (0, small),
+            Kind::Window if index == 1 => {
+                let rest = wire.saturating_sub(on_wire(small, scenario.plan.network.wire_overhead));
+                let room = rest.saturating_sub(scenario.plan.network.wire_overhead).max(14);
+                (epoch_ns as u64 * 99 / 100, room.min(largest))
+            }
+            Kind::Gcra if by_bytes && index >= burst.max(1) => (0, small),
+            _ => (0, largest),
+        };
         for host in scenario.senders(plan.spec.level, plan.max_senders) {
             if scenario.destinations == Destinations::One && host == hosts - 1 {
                 continue;
@@ -185,7 +199,12 @@ pub fn search(scenario: &Scenario, steps: u32) -> Found {
                 by_bytes,
                 // Their first packets meet at the end of their paths.
                 first_ns: (2.0 * epoch_ns) as u64 + 1_000_000 - travel.min(1_000_000),
-                packets: (0..count).map(|_| (0, search.destination(host), largest)).collect(),
+                packets: (0..count)
+                    .map(|index| {
+                        let (gap_ns, l2_bytes) = first(index);
+                        (gap_ns, search.destination(host), l2_bytes)
+                    })
+                    .collect(),
             });
         }
     }

@@ -155,6 +155,8 @@ impl Campaign {
             limiter: Kind::Gcra,
             mtu,
             blocking,
+            best_effort: None,
+            everyone: false,
             buffer: None,
             drift_ppm: 0,
             epochs: 4,
@@ -237,52 +239,6 @@ impl Campaign {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    #[ignore = "debug"]
-    fn debug() {
-        let campaign = Campaign { networks: 3000, seed: 1, steps: 20, model: None, stretch: None };
-        let mut shown = 0;
-        for index in 0..3000 {
-            let Ok(scenario) = campaign.network(index) else { continue };
-            let (worst, _) = campaign.attack(&scenario);
-            if worst > 1.0 {
-                let found = search(&scenario, 20);
-                eprintln!(
-                    "{index} {worst:.3} search {:.3} {} {:?} up {} lower {} sw {} {:?} R {} P {} found {}",
-                    found.ratio,
-                    scenario.shape,
-                    scenario.plan.network.model,
-                    scenario.uplink,
-                    scenario.blocking,
-                    scenario.switch_delay,
-                    scenario.destinations,
-                    scenario.plan.network.link_rate,
-                    scenario.plan.network.max_packet,
-                    found.level
-                );
-                for l in &scenario.plan.levels {
-                    eprintln!(
-                        "   {} f {:.3} {:?} P {} tol {} epoch {:.0} bound {:?} senders {:?} g {} burst {:.0}",
-                        l.spec.level,
-                        l.factor.unwrap(),
-                        l.charge,
-                        l.max_packet,
-                        l.spec.tolerance,
-                        l.epoch_ns.unwrap(),
-                        l.bound_ns,
-                        l.max_senders,
-                        l.guaranteed,
-                        l.burst_bytes.unwrap()
-                    );
-                }
-                shown += 1;
-                if shown > 12 {
-                    break;
-                }
-            }
-        }
-    }
 
     #[test]
     fn no_promise_is_broken_in_random_networks() {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use crate::plan::delays::on_wire;
 use qjump_ebpf::{
     Admission, LevelLimit, LevelState, admit,
     frame::wire_bytes,
@@ -54,8 +55,19 @@ pub struct Limiter {
 pub struct Rule {
     /// The limit.
     pub limit: LevelLimit,
-    /// Budget in wire bytes and length in ns of a window; `None` for the kernel's limiter.
-    pub window: Option<(u64, u64)>,
+    /// `None` for the kernel's limiter.
+    pub window: Option<Window>,
+}
+
+/// A budget for each window.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Wire bytes, counted with this overhead for each frame.
+    pub budget: u64,
+    /// See `budget`.
+    pub overhead: u32,
+    /// Length of a window, ns.
+    pub length_ns: u64,
 }
 
 impl Limiter {
@@ -69,9 +81,10 @@ impl Limiter {
     #[inline]
     pub fn earliest_ns(&self, rule: &Rule, l2_bytes: u32, now_ns: u64) -> Option<u64> {
         let wire = wire_bytes(l2_bytes, 1);
-        if let Some((budget, length_ns)) = rule.window {
-            let end_ns = self.window_start_ns + length_ns;
-            return match u64::from(wire) {
+        if let Some(window) = rule.window {
+            let end_ns = self.window_start_ns + window.length_ns;
+            let budget = window.budget;
+            return match u64::from(on_wire(l2_bytes, window.overhead)) {
                 bytes if bytes > budget => None,
                 bytes if self.window_used == u64::MAX || now_ns >= end_ns || self.window_used + bytes <= budget => {
                     Some(now_ns)
@@ -88,13 +101,14 @@ impl Limiter {
     #[inline]
     pub fn admit(&mut self, rule: &Rule, l2_bytes: u32, now_ns: u64) -> bool {
         let wire = wire_bytes(l2_bytes, 1);
-        if let Some((budget, length_ns)) = rule.window {
-            if self.window_used == u64::MAX || now_ns >= self.window_start_ns + length_ns {
+        if let Some(window) = rule.window {
+            if self.window_used == u64::MAX || now_ns >= self.window_start_ns + window.length_ns {
                 self.window_start_ns = now_ns;
                 self.window_used = 0;
             }
-            let fits = self.window_used + u64::from(wire) <= budget;
-            self.window_used += if fits { u64::from(wire) } else { 0 };
+            let bytes = u64::from(on_wire(l2_bytes, window.overhead));
+            let fits = self.window_used + bytes <= window.budget;
+            self.window_used += if fits { bytes } else { 0 };
             return fits;
         }
         rule.limit
@@ -129,7 +143,7 @@ mod tests {
         assert_eq!(spaced, [1, 1_001, 2_001, 3_001, 4_001]);
         // Two packets a window of 2 us: four within a moment, across the edge.
         let mut limiter = Limiter::new(0);
-        let rule = Rule { limit, window: Some((560, 2_000)) };
+        let rule = Rule { limit, window: Some(Window { budget: 560, overhead: 24, length_ns: 2_000 }) };
         let seen: Vec<bool> = [10, 2_009, 2_009, 2_010, 2_010, 2_010].map(|at| limiter.admit(&rule, 256, at)).into();
         assert_eq!(seen, [true, true, false, true, true, false]);
         assert_eq!(limiter.earliest_ns(&rule, 256, 2_010), Some(4_010));

@@ -6,8 +6,10 @@
 pub mod adversary;
 pub mod campaign;
 pub mod engine;
+pub mod experiment;
 pub mod limiter;
 pub mod outcome;
 pub mod scenario;
 pub mod source;
 pub mod topology;
+pub mod trace;

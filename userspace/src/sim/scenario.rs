@@ -4,7 +4,7 @@ use qjump_ebpf::{LEVELS, Level};
 
 use super::{
     engine::{Background, Clock, Setup, run},
-    limiter::{Kind, Rule},
+    limiter::{Kind, Rule, Window},
     outcome::Outcome,
     source::{Pattern, Script, Size, Source, Target},
     topology::{Picos, Routing, Shape, Topology},
@@ -74,6 +74,10 @@ pub struct Scenario {
     pub mtu: u32,
     /// Whether a port without anything to send has always just begun such a frame of a lower level.
     pub blocking: bool,
+    /// Best effort from every host to any other, as a share of its link.
+    pub best_effort: Option<f64>,
+    /// Whether all hosts send, even at levels that allow fewer.
+    pub everyone: bool,
     /// Wire bytes that a port holds.
     pub buffer: Option<u64>,
     /// Clocks run up to so many parts in 10^6 fast or slow.
@@ -115,9 +119,11 @@ impl Scenario {
         for level in self.plan.levels.iter().filter(|level| level.epoch_ns.is_some()) {
             let Ok(limit) = level.limit() else { continue };
             let window = match (self.limiter, level.epoch_ns, level.rate_bps) {
-                (Kind::Window, Some(epoch_ns), Some(rate)) => {
-                    Some(((rate * epoch_ns / 8e9).round() as u64, epoch_ns as u64))
-                }
+                (Kind::Window, Some(epoch_ns), Some(rate_bps)) => Some(Window {
+                    budget: (rate_bps * epoch_ns / 8e9).round() as u64,
+                    overhead: self.plan.network.wire_overhead,
+                    length_ns: epoch_ns as u64,
+                }),
                 _ => None,
             };
             rules[level.spec.level.index()] = Some(Rule { limit, window });
@@ -210,7 +216,7 @@ impl Scenario {
             let size = if self.mixed { Size::Between(14, largest) } else { Size::Fixed(largest) };
             let wire = on_wire(largest, self.plan.network.wire_overhead);
             let per_second = rate_bps / (f64::from(wire) * 8.0);
-            let senders = self.senders(level, plan.max_senders);
+            let senders = self.senders(level, plan.max_senders.filter(|_| !self.everyone));
             let slowest = senders
                 .iter()
                 .filter(|&&host| host != last)
@@ -241,6 +247,16 @@ impl Scenario {
                 };
                 sources.push(Source::new(host, level.number(), pattern, target, size, turn as u32, self.seed));
             }
+        }
+        if let Some(share) = self.best_effort {
+            let frame = self.plan.network.mtu();
+            let wire = on_wire(frame, self.plan.network.wire_overhead);
+            let per_second = share * self.plan.network.link_rate.bps() as f64 / (f64::from(wire) * 8.0);
+            sources.extend((0..hosts).map(|host| {
+                let tie = scramble(self.seed, u64::from(host) << 3) as u32;
+                let (target, size) = (Target::Any(hosts), Size::Fixed(frame));
+                Source::new(host, 0, Pattern::Poisson { per_second }, target, size, tie, self.seed)
+            }));
         }
         sources
     }
@@ -291,6 +307,8 @@ mod tests {
             limiter: Kind::Gcra,
             mtu: 1_514,
             blocking: true,
+            best_effort: None,
+            everyone: false,
             buffer: None,
             drift_ppm: 0,
             epochs: 10,
@@ -338,6 +356,11 @@ mod tests {
             assert_eq!(outcome.levels[7].violations, 0);
             assert_eq!(outcome.levels[7].delivered_count(), outcome.levels[7].sent);
             assert_eq!(outcome.levels[7].sent, u64::from(hosts - 1) * 10);
+            // Of so many at once, the one in the middle waits half as long as the last.
+            let fixed_ns = 500.0 + 224.0 + 2.0 * 1_230.4;
+            let middle = outcome.levels[7].times().unwrap().value_at_quantile(0.5) as f64 - fixed_ns;
+            let last = outcome.levels[7].max_ps as f64 / 1e3 - fixed_ns;
+            assert!((middle / last - 0.5).abs() < 0.06, "{middle} {last}");
         }
     }
 
@@ -387,22 +410,5 @@ mod tests {
             assert_eq!(outcome.levels[level].violations, 0, "{level}");
             assert!(outcome.levels[level].max_ps * 10 > scenario.bounds_ps()[level].unwrap() * 5, "{level}");
         }
-    }
-
-    #[test]
-    #[ignore = "a measurement, not a test"]
-    fn speed() {
-        let mut scenario = star(10_000, Model::FanIn);
-        scenario.epochs = 100;
-        let start = std::time::Instant::now();
-        let outcome = scenario.run();
-        let s = start.elapsed().as_secs_f64();
-        eprintln!(
-            "{} hops, {} events, {s:.2} s, {:.2} M hops/s {:.0} ns/event",
-            outcome.packet_hops,
-            outcome.events,
-            outcome.packet_hops as f64 / s / 1e6,
-            s * 1e9 / outcome.events as f64
-        );
     }
 }

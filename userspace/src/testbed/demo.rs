@@ -15,8 +15,9 @@ use qjump_ebpf::Level;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Queueing, Rack, RackSpec, chart, iperf};
+use super::{Queueing, Rack, RackSpec, iperf};
 use crate::{
+    chart,
     measure::{Priority, Probe, Progress, Report, StallWatch, flood},
     plan::{Delays, Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
     table::Table,
@@ -301,7 +302,8 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<b
         .map(|outcome| chart::Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
         .collect();
     let title = format!("Time of a probe through a {} switch port, beside iperf3", RACK.rate);
-    chart::ccdf(&picture, &title, &curves, bound_ns as f64)?;
+    let axes = chart::Axes { x: "one-way latency, us", y: "share of probes that took longer" };
+    chart::ccdf(&picture, &title, &axes, &curves, &[("bound".to_owned(), bound_ns as f64)])?;
     println!("Written: {} and {}", summary.display(), picture.display());
     Ok(outcomes.iter().all(|outcome| outcome.verdict() != Some(Verdict::Broken)))
 }
