@@ -41,7 +41,8 @@ fn wrong_numbers_are_usage_errors_that_name_the_flag() -> Result<()> {
         ("10gbit", "nangbit", vec!["--link-rate"]),
         ("256", "5", vec!["max-packet is 5 bytes"]),
         ("256", "99999999999", vec!["--max-packet"]),
-        ("256", "-1", vec!["--max-packet", "-1 is not in"]),
+        ("256", "-1", vec!["--max-packet", "plain number of bytes"]),
+        ("256", "256B", vec!["--max-packet", "plain number of bytes"]),
         ("4us", "forever", vec!["--epsilon"]),
         ("4us", "-4us", vec!["--epsilon", "not below 0"]),
         ("4us", "99999s", vec!["too long to count"]),
@@ -101,7 +102,7 @@ fn files_are_shown_with_line_and_caret() -> Result<()> {
     assert!(run(good)?.status.success());
     for (from, to, parts) in [
         ("hosts = 12", "hosts = 0", vec!["qjump.toml", "line 2", "^", "at least 1"]),
-        ("max-packet = 256", "max-packet = 5", vec!["qjump.toml: line 1", "max-packet is 5"]),
+        ("max-packet = 256", "max-packet = 5", vec!["qjump.toml: error at line 1", "^", "max-packet is 5"]),
         ("hosts = 12", "hosts = 1.5", vec!["line 2", "^"]),
         ("hosts = 12\n", "", vec!["line 1", "hosts"]),
         ("10gbit", "10gb", vec!["line 3", "^", "'gb'"]),
@@ -111,7 +112,11 @@ fn files_are_shown_with_line_and_caret() -> Result<()> {
         ("factor = 1", "factor = nan", vec!["line 9", "^", "NaN"]),
         ("factor = 1", "factor = \"much\"", vec!["line 9", "^", "much"]),
         ("factor = 1", "factor = true", vec!["line 9", "^", "unlimited"]),
-        ("factor = 1", "factor = 4\ntolerance = \"1us\"", vec!["qjump.toml: line 7: level 7", "a tolerance is for"]),
+        (
+            "factor = 1",
+            "factor = 4\ntolerance = \"1us\"",
+            vec!["qjump.toml: error at line 7", "^", "level 7: a tolerance is for"],
+        ),
         ("[cluster]", "[cluster", vec!["line 1", "^"]),
         ("[[level]]\nlevel = 7\nfactor = 1\n", "", vec!["no level"]),
     ] {
@@ -120,6 +125,47 @@ fn files_are_shown_with_line_and_caret() -> Result<()> {
     check(&run("")?, 64, &["cluster"]);
     fs::write(&file, [0xff, 0xfe, 0x00])?;
     check(&Command::new(binary()).args(["plan", "--config"]).arg(&file).output()?, 64, &["UTF-8"]);
+    fs::remove_dir_all(directory)?;
+    Ok(())
+}
+
+#[test]
+fn simulations_refuse_what_makes_no_sense() -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("qjump-bad-sim-{}", std::process::id()));
+    fs::create_dir_all(&directory)?;
+    let (trace, output) = (directory.join("trace.csv"), directory.join("out.svg"));
+    let run =
+        |more: &[&str]| Command::new(binary()).arg("sim").args(PLAN).arg("--svg").arg(&output).args(more).output();
+    for (more, parts) in [
+        (vec!["--topology", "ring:5"], vec!["--topology", "star:HOSTS"]),
+        (vec!["--topology", "star:13"], vec!["13 hosts", "the plan 12"]),
+        (vec!["--load", "poisson:2"], vec!["--load", "at most 1"]),
+        (vec!["--epochs", "0"], vec!["--epochs"]),
+        (vec!["--drift", "-1"], vec!["--drift"]),
+        (vec!["--best-effort", "0.5"], vec!["--buffer"]),
+        (vec!["--trace", "/nonexistent.csv"], vec!["/nonexistent.csv", "No such file"]),
+        (vec!["--topology", "leaf-spine:2x5x1"], vec!["epsilon 4us is less than", "--hops 3"]),
+    ] {
+        check(&run(&more)?, 64, &parts);
+    }
+    for (text, parts) in [
+        ("", vec!["trace.csv", "empty"]),
+        ("0us,0,1,7,64\n0us,0,12,7,64\n", vec!["line 2", "^", "from 0 to 11"]),
+        ("5us,0,1,7,64\n1us,0,1,7,64\n", vec!["line 2", "^", "ascend"]),
+    ] {
+        fs::write(&trace, text)?;
+        check(&run(&["--trace", &trace.to_string_lossy()])?, 64, &parts);
+    }
+    fs::write(&trace, [0xff, 0xfe])?;
+    check(&run(&["--trace", &trace.to_string_lossy()])?, 64, &["UTF-8"]);
+    assert!(!output.exists(), "nothing was written");
+    // And what does makes sense.
+    fs::write(&trace, "0us,0,11,7,256\n0us,1,11,7,256\n")?;
+    let good = run(&["--trace", &trace.to_string_lossy(), "--json"])?;
+    assert!(good.status.success(), "{good:?}");
+    let report: serde_json::Value = serde_json::from_slice(&good.stdout)?;
+    assert_eq!(report["levels"][0]["delivered"], 2);
+    assert!(fs::read_to_string(&output)?.contains("level 7"));
     fs::remove_dir_all(directory)?;
     Ok(())
 }

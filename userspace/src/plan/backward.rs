@@ -434,7 +434,9 @@ fn edge(mut good: f64, mut bad: f64, does: impl Fn(f64) -> bool) -> f64 {
 }
 
 fn missed(network: &Network, apps: &[App], classes: &Classes, exhaustive: bool) -> Missed {
-    let serves = |network: &Network, apps: &[App]| solve(network, apps, classes, exhaustive).is_some();
+    // Divisions in the order of deadlines are quick to try, and what they serve is served. How late the
+    // application is, is then made exact.
+    let serves = |network: &Network, apps: &[App]| solve(network, apps, classes, false).is_some();
     let with = |class: &[usize], change: &dyn Fn(&mut App)| {
         let mut apps = apps.to_vec();
         class.iter().for_each(|&index| change(&mut apps[index]));
@@ -456,6 +458,14 @@ fn missed(network: &Network, apps: &[App], classes: &Classes, exhaustive: bool) 
         if limit_ns > deadline_ns && does(limit_ns) {
             late = Some((number, edge(limit_ns, deadline_ns, does)));
         }
+    }
+    if let Some((number, ns)) = late.filter(|_| exhaustive) {
+        let deadline_ns = apps[classes[number][0]].deadline.ns() as f64;
+        let does = |ns: f64| {
+            let later = |app: &mut App| app.deadline = app.deadline.max(Nanos::from_ns(ns.ceil() as u64));
+            solve(network, &with(&classes[number], &later), classes, true).is_some()
+        };
+        late = Some((number, edge(ns, deadline_ns, does)));
     }
     let app = late
         .map(|(number, ns)| (apps[classes[number][0]].name.clone(), apps[classes[number][0]].deadline.ns() as f64, ns));
