@@ -9,10 +9,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::process::ExitCode;
 
-/// Measure what the eBPF programs cost per packet.
+/// Measure what the eBPF programs cost per packet, and how fast planner and simulator are.
 ///
 /// The kernel runs the programs on made-up packets, which takes root rights, by sudo if need be. The numbers go to
-/// target/bench/ebpf.json.
+/// target/bench/ebpf.json; those of the planner and the simulator (frames of simulated ports a second) are printed,
+/// and kept by criterion in target/criterion.
 #[derive(clap::Args)]
 pub struct Args {
     /// Arguments for the benchmark program
@@ -38,5 +39,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if status == ExitCode::SUCCESS && result.is_file() {
         say!("the numbers are in {}", workspace.display(&result));
     }
-    Ok(status)
+    if status != ExitCode::SUCCESS || !args.arguments.is_empty() {
+        return Ok(status);
+    }
+    let mut planner = build::cargo(&workspace)?;
+    planner.args(["bench", "--package", "qjump", "--locked", "--bench", "planner", "--", "--quiet"]);
+    process::attend(&mut planner)
 }

@@ -96,7 +96,7 @@ struct RunArgs {
     #[arg(long, value_enum, default_value_t)]
     limiter: Kind,
     /// Clocks that run up to so many parts in 10^6 fast or slow
-    #[arg(long, value_name = "PPM", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    #[arg(long, allow_hyphen_values = true, value_name = "PPM", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     drift: u32,
     /// How many epochs of the slowest level hosts send
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
@@ -374,9 +374,12 @@ struct CampaignCommand {
     /// One model alone
     #[arg(long, value_enum)]
     model: Option<Model>,
-    /// Beyond the promise: many destinations for every model, and epochs so many times as long
+    /// Beyond the promise: level 7 alone, many destinations, and an epoch of so many times the bound
     #[arg(long, value_name = "FACTOR")]
     stretch: Option<f64>,
+    /// Attack the network of this number alone, and describe it
+    #[arg(long, value_name = "NUMBER", conflicts_with = "json")]
+    network: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -384,6 +387,38 @@ struct CampaignCommand {
 
 fn name(value: impl serde::Serialize) -> String {
     json!(value).as_str().unwrap_or_default().to_owned()
+}
+
+fn describe(campaign: &Campaign, index: u64) -> Result<(), Failure> {
+    let scenario = campaign
+        .network(index)
+        .map_err(|error| Failure::Usage(format!("network {index} has no plan and was left out: {error}")))?;
+    let (worst, runs) = campaign.attack(&scenario);
+    let network = &scenario.plan.network;
+    let mut table = Table::new(["level", "factor", "charge", "max packet", "epoch", "bound"]);
+    for level in &scenario.plan.levels {
+        table.row([
+            level.spec.level.to_string(),
+            level.factor.map_or("-".to_owned(), |factor| format!("{factor:.3}")),
+            format!("{:?}", level.charge).to_lowercase(),
+            format!("{} B", level.max_packet),
+            level.epoch_ns.map_or("-".to_owned(), show_ns),
+            level.bound_ns.map_or("-".to_owned(), show_ns),
+        ]);
+    }
+    print(format!(
+        "Network {index}: {}, links of {} (between switches {} times as fast), switches of {}, frames of up to {} B{}, \
+         destinations: {:?}, model {}.\n{table}Worst time over bound: {worst:.3}, of {runs} runs.",
+        scenario.shape,
+        network.link_rate,
+        scenario.uplink,
+        scenario.switch_delay,
+        network.mtu(),
+        if scenario.blocking { ", lower frames in the way" } else { "" },
+        scenario.destinations,
+        name(network.model),
+    ))?;
+    if worst > 1.0 { Err(Failure::DoesNotHold) } else { Ok(()) }
 }
 
 impl CampaignCommand {
@@ -398,6 +433,9 @@ impl CampaignCommand {
             model: self.model,
             stretch: self.stretch,
         };
+        if let Some(index) = self.network {
+            return describe(&campaign, index);
+        }
         let every = (self.networks / 20).max(1);
         let verdicts = campaign.run(|done| {
             if done % every == 0 {

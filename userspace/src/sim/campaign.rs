@@ -12,7 +12,7 @@ use super::{
     topology::{Routing, Shape},
 };
 use crate::{
-    plan::{Delays, Demand, LevelSpec, Model, Network, PlanError},
+    plan::{Delays, Demand, LevelSpec, Model, Network, PlanError, delays::on_wire},
     units::{Nanos, Rate},
 };
 
@@ -27,7 +27,8 @@ pub struct Campaign {
     pub steps: u32,
     /// One model alone.
     pub model: Option<Model>,
-    /// Attack beyond what is promised: many destinations for fan-in, and epochs times this.
+    /// Attack beyond what is promised: level 7 alone, many destinations, nothing fixed but store and forward, and an
+    /// epoch of so many times the bound.
     pub stretch: Option<f64>,
 }
 
@@ -85,9 +86,10 @@ impl Campaign {
         let rates = [10_000_000u64, 100_000_000, 1_000_000_000, 10_000_000_000, 100_000_000_000];
         let rate_bps = rates[random.random_range(0..rates.len())];
         let max_packet = random.random_range(60..=1_514);
-        let (mtu, blocking) = (random.random_range(60..=1_514), random.random_bool(0.7));
+        let (mtu, blocking) = (random.random_range(60..=1_514), random.random_bool(0.7) && self.stretch.is_none());
         let frame_ns = 1_538.0 * 8e9 / rate_bps as f64;
         let switch_delay = Nanos::from_ns((random.random_range(0.0..2.0) * frame_ns) as u64);
+        let switch_delay = if self.stretch.is_some() { Nanos::from_ns(0) } else { switch_delay };
         let chain = matches!(shape, Shape::Chain { .. });
         let destinations = match (model, self.stretch) {
             (Model::FanIn, None) => Destinations::One,
@@ -125,7 +127,8 @@ impl Campaign {
             };
             levels.push(LevelSpec {
                 charge,
-                max_packet: random.random_bool(0.3).then(|| random.random_range(60..=1_514)),
+                max_packet: (self.stretch.is_none() && random.random_bool(0.3))
+                    .then(|| random.random_range(60..=1_514)),
                 oversize: Oversize::Drop,
                 tolerance,
                 ..LevelSpec::new(level, Demand::Factor(factor))
@@ -165,8 +168,11 @@ impl Campaign {
         network.delays = scenario.delays();
         scenario.plan = network.plan()?;
         if let Some(stretch) = self.stretch {
+            let packet_ns = scenario.plan.network.time_ns(f64::from(on_wire(max_packet, 24)));
+            let bound_ns = packet_ns * f64::from(hosts + scenario.shape.hops());
             for level in &mut scenario.plan.levels {
-                level.epoch_ns = level.epoch_ns.map(|ns| ns * stretch);
+                level.bound_ns = Some(bound_ns);
+                level.epoch_ns = Some(bound_ns * stretch);
             }
         }
         Ok(scenario)
@@ -239,6 +245,26 @@ impl Campaign {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_number_of_threads_does_not_show() {
+        let campaign = Campaign { networks: 40, seed: 3, steps: 10, model: None, stretch: None };
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| campaign.run(|_| ()))
+        };
+        let one = on(1);
+        assert_eq!(one, on(2));
+        assert_eq!(one, on(5));
+        assert_ne!(one, Campaign { seed: 4, ..campaign }.run(|_| ()));
+    }
+
+    #[test]
+    fn too_short_an_epoch_is_found_out() {
+        // With epochs of a third of the bound, the same attack breaks what it otherwise does not.
+        let campaign = Campaign { networks: 200, seed: 1, steps: 60, model: Some(Model::FanIn), stretch: Some(0.33) };
+        assert!(campaign.run(|_| ())[2].broken > 0);
+    }
 
     #[test]
     fn no_promise_is_broken_in_random_networks() {
