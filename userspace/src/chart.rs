@@ -142,7 +142,8 @@ fn draw_lines(path: &Path, title: &str, axes: &Axes<'_>, curves: &[Curve], bound
         .label_style(("sans-serif", 14))
         .draw()?;
     let (_, plot_y) = chart.plotting_area().get_pixel_range();
-    for (index, curve) in curves.iter().enumerate() {
+    // The last ones first: where they lie on each other, dashes show what is below.
+    for (index, curve) in curves.iter().enumerate().rev() {
         let style = &STYLES[index % STYLES.len()];
         let stroke = style.colour.stroke_width(style.width);
         let points: Vec<(f64, f64)> = curve.points.iter().copied().take_while(|point| point.1 <= top).collect();
@@ -153,8 +154,8 @@ fn draw_lines(path: &Path, title: &str, axes: &Axes<'_>, curves: &[Curve], bound
         legend(&area, plot_y.start, index, &curve.name)?;
     }
     chart.draw_series(LineSeries::new([(left, bound.1), (right, bound.1)], BLACK.stroke_width(2)))?;
-    let (x, y) = chart.backend_coord(&(left, bound.1));
-    area.draw(&Text::new(bound.0.to_owned(), (x + 8, y - 18), ("sans-serif", 15)))?;
+    let (x, y) = chart.backend_coord(&(right, bound.1));
+    area.draw(&Text::new(bound.0.to_owned(), (x - 170, y - 20), ("sans-serif", 15)))?;
     area.present()?;
     Ok(())
 }

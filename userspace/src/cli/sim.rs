@@ -86,7 +86,7 @@ struct RunArgs {
     /// Best effort from every host to any other, as a share of its link; give --buffer with it
     #[arg(long, value_name = "SHARE", requires = "buffer", value_parser = share)]
     best_effort: Option<f64>,
-    /// Wire bytes that a port can hold [default: any number]
+    /// Wire bytes that each of a port's eight queues can hold [default: any number]
     #[arg(long, value_name = "BYTES")]
     buffer: Option<u64>,
     /// Let every host send at every level, whatever its factor
@@ -272,9 +272,7 @@ fn show(scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
     for level in seen(outcome) {
         let result = &outcome.levels[level.index()];
         let bound = scenario.plan.level(level).and_then(|plan| plan.bound_ns);
-        let at = |quantile: f64| {
-            result.times().map_or("-".to_owned(), |times| show_ns(times.value_at_quantile(quantile) as f64))
-        };
+        let at = |quantile: f64| result.quantile_ns(quantile).map_or("-".to_owned(), show_ns);
         table.row([
             level.to_string(),
             result.sent.to_string(),
@@ -303,7 +301,7 @@ fn to_json(scenario: &Scenario, outcome: &Outcome, seed: u64) -> Value {
         .map(|level| {
             let result = &outcome.levels[level.index()];
             let bound = scenario.plan.level(level).and_then(|plan| plan.bound_ns);
-            let at = |quantile: f64| result.times().map(|times| times.value_at_quantile(quantile));
+            let at = |quantile: f64| result.quantile_ns(quantile);
             json!({
                 "level": level.number(),
                 "sent": result.sent,
@@ -525,8 +523,8 @@ impl SensitivityCommand {
             };
             let curves = [
                 curve("random phases", |point| point.random_ns),
-                curve("aligned", |point| point.aligned_ns),
                 curve("aligned, window", |point| point.window_ns),
+                curve("aligned", |point| point.aligned_ns),
             ];
             let title = format!("Simulated: {} hosts send to one, each f packets an epoch", self.hosts);
             let axes = chart::Axes { x: "factor f", y: "longest time in the network, us" };

@@ -154,78 +154,98 @@ fn worst_of(scenario: &Scenario, outcome: &Outcome) -> (f64, Level, Worst) {
         .unwrap_or((0.0, Level::BEST_EFFORT, Worst::default()))
 }
 
+impl Search<'_> {
+    /// Where to begin: first packets meet at the end of their paths. `focused`: all at the last host, else where
+    /// the scenario sends them.
+    fn start(&mut self, focused: bool) -> Vec<Track> {
+        let scenario = self.scenario;
+        let overhead = scenario.plan.network.wire_overhead;
+        let last = scenario.shape.hosts() - 1;
+        let mut tracks = Vec::new();
+        for plan in &scenario.plan.levels {
+            let (Some(epoch_ns), Some(bound_ns)) = (plan.epoch_ns, plan.bound_ns) else { continue };
+            // A window, too, lets more than one packet go at once.
+            let by_bytes = plan.charge != Charge::Packet || scenario.limiter == Kind::Window;
+            let largest = plan.largest_frame(scenario.plan.network.mtu());
+            let wire = on_wire(largest, overhead);
+            // A bucket's packets may be many to an epoch: one burst, and small ones behind it.
+            let burst = (plan.burst_bytes.unwrap_or(0.0) / f64::from(wire)).ceil() as usize;
+            let count = if by_bytes { PACKETS + 12 + burst.min(12) } else { PACKETS };
+            let small = largest.min(60);
+            let packet = |index: usize| match scenario.limiter {
+                // A small packet begins a window, its end has the rest of the budget, and the next one begins.
+                Kind::Window if index == 0 => (0, small),
+                Kind::Window if index == 1 => {
+                    let room = wire.saturating_sub(on_wire(small, overhead)).saturating_sub(overhead);
+                    (epoch_ns as u64 * 99 / 100, room.max(14).min(largest))
+                }
+                Kind::Gcra if by_bytes && index >= burst.max(1) => (0, small),
+                _ => (0, largest),
+            };
+            for host in scenario.senders(plan.spec.level, plan.max_senders) {
+                if host == last && (focused || scenario.destinations == Destinations::One) {
+                    continue;
+                }
+                let packets: Vec<(u64, u32, u32)> = (0..count)
+                    .map(|index| {
+                        let (gap_ns, l2_bytes) = packet(index);
+                        (gap_ns, if focused { last } else { self.destination(host) }, l2_bytes)
+                    })
+                    .collect();
+                let travel_ns = scenario.travel_ps(&self.topology, host, packets[0].1, wire) / 1_000;
+                tracks.push(Track {
+                    host,
+                    level: plan.spec.level,
+                    epoch_ns: epoch_ns.ceil() as u64,
+                    largest,
+                    by_bytes,
+                    first_ns: (2.0 * (epoch_ns + bound_ns)) as u64 - travel_ns.min(2 * bound_ns as u64),
+                    packets,
+                });
+            }
+        }
+        tracks
+    }
+
+    /// Climbs from there, so many runs.
+    fn climb(&mut self, mut tracks: Vec<Track>, steps: u32) -> Found {
+        let (mut ratio, mut level, mut worst) = self.judge(&tracks);
+        let mut runs = 1;
+        while runs < steps && !tracks.is_empty() {
+            let index = self.random.random_range(0..tracks.len());
+            let plan = self.scenario.plan.level(tracks[index].level);
+            let bound_ns = plan.and_then(|plan| plan.bound_ns).unwrap_or(1.0);
+            let before = tracks[index].clone();
+            let mut track = before.clone();
+            for _ in 0..self.random.random_range(1..=2) {
+                self.change(&mut track, bound_ns, (level, worst));
+            }
+            tracks[index] = track;
+            let judged = self.judge(&tracks);
+            runs += 1;
+            if judged.0 >= ratio {
+                (ratio, level, worst) = judged;
+            } else {
+                tracks[index] = before;
+            }
+        }
+        Found { ratio, level, worst, scripts: scripts(&tracks), runs }
+    }
+}
+
 /// Searches for the schedule that makes some packet latest against its bound. `steps` runs of the network.
 pub fn search(scenario: &Scenario, steps: u32) -> Found {
-    let mut search = Search {
-        scenario,
-        topology: scenario.topology(),
-        until_ps: u64::MAX,
-        random: Xoshiro256PlusPlus::seed_from_u64(scenario.seed ^ 0xad7e),
-    };
-    let hosts = scenario.shape.hosts();
-    let mut tracks = Vec::new();
-    for plan in &scenario.plan.levels {
-        let (Some(epoch_ns), Some(_)) = (plan.epoch_ns, plan.bound_ns) else { continue };
-        // A window, too, lets more than one packet go at once.
-        let by_bytes = plan.charge != Charge::Packet || scenario.limiter == Kind::Window;
-        let largest = plan.largest_frame(scenario.plan.network.mtu());
-        let wire = on_wire(largest, scenario.plan.network.wire_overhead);
-        // A bucket's packets may be many to an epoch: one burst, and small ones behind it.
-        let burst = (plan.burst_bytes.unwrap_or(0.0) / f64::from(wire)).ceil() as usize;
-        let count = if by_bytes { PACKETS + 12 + burst.min(12) } else { PACKETS };
-        let small = largest.min(60);
-        let first = |index: usize| match scenario.limiter {
-            // A small packet begins a window, its end has the rest of the budget, and the next one begins.
-            Kind::Window if index == 0 => (0, small),
-            Kind::Window if index == 1 => {
-                let rest = wire.saturating_sub(on_wire(small, scenario.plan.network.wire_overhead));
-                let room = rest.saturating_sub(scenario.plan.network.wire_overhead).max(14);
-                (epoch_ns as u64 * 99 / 100, room.min(largest))
-            }
-            Kind::Gcra if by_bytes && index >= burst.max(1) => (0, small),
-            _ => (0, largest),
-        };
-        for host in scenario.senders(plan.spec.level, plan.max_senders) {
-            if scenario.destinations == Destinations::One && host == hosts - 1 {
-                continue;
-            }
-            let target = search.destination(host);
-            let travel = scenario.travel_ps(&search.topology, host, target, wire) / 1_000;
-            tracks.push(Track {
-                host,
-                level: plan.spec.level,
-                epoch_ns: epoch_ns.ceil() as u64,
-                largest,
-                by_bytes,
-                // Their first packets meet at the end of their paths.
-                first_ns: (2.0 * epoch_ns) as u64 + 1_000_000 - travel.min(1_000_000),
-                packets: (0..count)
-                    .map(|index| {
-                        let (gap_ns, l2_bytes) = first(index);
-                        (gap_ns, search.destination(host), l2_bytes)
-                    })
-                    .collect(),
-            });
-        }
+    let random = Xoshiro256PlusPlus::seed_from_u64(scenario.seed ^ 0xad7e);
+    let mut search = Search { scenario, topology: scenario.topology(), until_ps: u64::MAX, random };
+    let free = scenario.destinations == Destinations::Any;
+    let tracks = search.start(false);
+    let found = search.climb(tracks, if free { steps.div_ceil(2) } else { steps });
+    if !free {
+        return found;
     }
-    let (mut ratio, mut level, mut worst) = search.judge(&tracks);
-    let mut runs = 1;
-    while runs < steps && !tracks.is_empty() {
-        let index = search.random.random_range(0..tracks.len());
-        let bound_ns = scenario.plan.level(tracks[index].level).and_then(|plan| plan.bound_ns).unwrap_or(1.0);
-        let before = tracks[index].clone();
-        let mut track = before.clone();
-        for _ in 0..search.random.random_range(1..=2) {
-            search.change(&mut track, bound_ns, (level, worst));
-        }
-        tracks[index] = track;
-        let judged = search.judge(&tracks);
-        runs += 1;
-        if judged.0 >= ratio {
-            (ratio, level, worst) = judged;
-        } else {
-            tracks[index] = before;
-        }
-    }
-    Found { ratio, level, worst, scripts: scripts(&tracks), runs }
+    // Where anybody may send anywhere, all to one host is another place to begin.
+    let tracks = search.start(true);
+    let focused = search.climb(tracks, steps / 2);
+    let runs = found.runs + focused.runs;
+    Found { runs, ..if focused.ratio > found.ratio { focused } else { found } }
 }

@@ -73,7 +73,7 @@ pub struct Setup<'a> {
     pub clocks: &'a [Clock],
     /// Lower-level traffic.
     pub background: Background,
-    /// Wire bytes that a port can hold; `None` without limit.
+    /// Wire bytes that each queue of a port can hold; `None` without limit.
     pub buffer: Option<u64>,
     /// No packet is sent later.
     pub until_ps: Picos,
@@ -101,7 +101,7 @@ struct Port {
     /// ps a byte, times 2^10, rounded up.
     price: u64,
     delay_ps: Picos,
-    held: u64,
+    held: [u64; LEVELS],
     head: [u32; LEVELS],
     tail: [u32; LEVELS],
     /// A bit for each level that has a packet.
@@ -181,12 +181,12 @@ impl Engine<'_> {
                 return;
             }
         }
-        if self.setup.buffer.is_some_and(|buffer| port.held + u64::from(wire) > buffer) {
+        if self.setup.buffer.is_some_and(|buffer| port.held[level] + u64::from(wire) > buffer) {
             self.outcome.levels[level].lost += 1;
             self.forget(place);
             return;
         }
-        port.held += u64::from(wire);
+        port.held[level] += u64::from(wire);
         if port.waiting & (1 << level) == 0 {
             port.waiting |= 1 << level;
             port.head[level] = place;
@@ -216,7 +216,7 @@ impl Engine<'_> {
         } else {
             port.head[level] = packet.next;
         }
-        port.held -= u64::from(packet.wire);
+        port.held[level] -= u64::from(packet.wire);
         let more = port.waiting != 0;
         self.transmit(index, place, now);
         if more {
@@ -255,7 +255,7 @@ pub fn run(setup: &Setup<'_>, sources: &mut [Source]) -> Outcome {
         busy_until_ps: 0,
         price: (8_000_000_000_000u128 << 10).div_ceil(u128::from(link.rate_bps)) as u64,
         delay_ps: link.delay_ps,
-        held: 0,
+        held: [0; LEVELS],
         head: [NONE; LEVELS],
         tail: [NONE; LEVELS],
         waiting: 0,

@@ -74,6 +74,13 @@ impl LevelOutcome {
         self.times.as_deref()
     }
 
+    /// The time that this share of packets did not exceed, ns; `None` if they are too few to say.
+    pub fn quantile_ns(&self, share: f64) -> Option<f64> {
+        let times = self.times.as_ref().filter(|times| times.len() as f64 * (1.0 - share) >= 1.0)?;
+        // A class of the histogram may reach beyond the largest time in it.
+        Some((times.value_at_quantile(share) as f64).min(self.max_ps as f64 / 1e3))
+    }
+
     /// Packets delivered.
     pub fn delivered_count(&self) -> u64 {
         self.times.as_ref().map_or(0, |times| times.len())

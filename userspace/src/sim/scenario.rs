@@ -78,7 +78,7 @@ pub struct Scenario {
     pub best_effort: Option<f64>,
     /// Whether all hosts send, even at levels that allow fewer.
     pub everyone: bool,
-    /// Wire bytes that a port holds.
+    /// Wire bytes that each queue of a port holds.
     pub buffer: Option<u64>,
     /// Clocks run up to so many parts in 10^6 fast or slow.
     pub drift_ppm: u32,
