@@ -10,7 +10,7 @@ use qjump::{
     },
     sim::{
         limiter::Kind,
-        scenario::{Destinations, Load, Phases, Scenario},
+        scenario::{Blocking, Destinations, Load, Phases, Scenario},
         topology::{Routing, Shape},
     },
     units::Nanos,
@@ -24,6 +24,7 @@ fn network(hosts: u32, levels: &[(u8, f64)], model: Model, hops: u32) -> Network
         max_packet: 256,
         delays: Delays::Path(Path { hops, switch_delay: Nanos::from_ns(500), mtu: 1_514, host_burst: 0 }),
         wire_overhead: 24,
+        tagged: false,
         model,
         levels: levels
             .iter()
@@ -46,7 +47,7 @@ fn scenario(shape: Shape, destinations: Destinations, epochs: u32) -> Scenario {
         mixed: false,
         limiter: Kind::Gcra,
         mtu: 1_514,
-        blocking: true,
+        blocking: Blocking::Whole,
         best_effort: None,
         everyone: false,
         buffer: None,

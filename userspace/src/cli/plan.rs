@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Args};
-use qjump_ebpf::{Level, frame::VLAN_TAG};
+use qjump_ebpf::Level;
 use serde_json::json;
 
 use super::{Failure, print};
@@ -62,7 +62,8 @@ pub struct NetworkArgs {
     /// Largest frame of lower levels, which may be on the wire already [default: 1514]
     #[arg(long, value_name = "BYTES", requires = "hops", value_parser = units::bytes)]
     mtu: Option<u32>,
-    /// Wire bytes that the sender's NIC may have begun to send: a GSO burst [default: one frame]
+    /// Wire bytes of lower levels that the sender's NIC may have begun to send; give 1538 if GSO is capped to one
+    /// frame [default: a GSO burst, 65536]
     #[arg(long, value_name = "BYTES", requires = "hops", value_parser = units::bytes)]
     host_burst: Option<u32>,
     /// A level and its throughput factor, e.g. 7:1 (guaranteed), 5:4 or 3:unlimited, or its rate, 5:100mbit;
@@ -147,9 +148,7 @@ impl NetworkArgs {
         change: impl Fn(&mut Network) -> Result<(), String>,
     ) -> Result<(Answer, Host), Failure> {
         let change = |network: &mut Network, pcp: bool| {
-            if pcp && network.wire_overhead > 0 {
-                network.wire_overhead += VLAN_TAG as u32;
-            }
+            network.tagged = pcp;
             change(network)
         };
         let Some(path) = &self.config else {
@@ -178,6 +177,7 @@ impl NetworkArgs {
             max_packet,
             delays: delays(self.epsilon, self.hops, self.switch_delay, self.mtu, self.host_burst)?,
             wire_overhead: self.wire_overhead,
+            tagged: false,
             model: self.model,
             levels: self.level.iter().map(|level| level.spec(self.oversize, self.tolerance)).collect(),
         })

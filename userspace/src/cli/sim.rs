@@ -17,7 +17,7 @@ use crate::{
         experiment::{Gap, Sensitivity},
         limiter::Kind,
         outcome::Outcome,
-        scenario::{Destinations, Load, Phases, Scenario},
+        scenario::{Blocking, Destinations, Load, Phases, Scenario},
         topology::{Routing, Shape},
         trace,
     },
@@ -62,7 +62,7 @@ struct RunArgs {
     /// What hosts send at each limited level: saturating, poisson:SHARE or onoff:SHARE:PACKETS of its rate
     #[arg(long, value_name = "LOAD", default_value = "saturating", value_parser = load)]
     load: Load,
-    /// Where it goes
+    /// Where it goes: all to the last host, each to the next host, or anywhere
     #[arg(long, value_enum, default_value_t)]
     destinations: Destinations,
     /// When hosts begin
@@ -115,6 +115,9 @@ struct RunArgs {
     json: bool,
 }
 
+/// What a run may simulate, ns: the clock counts picoseconds, and what is sent must also arrive.
+const LONGEST_NS: f64 = 1e15;
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.0..=1.0).contains(&share) && share > 0.0 => Ok(share),
@@ -159,6 +162,18 @@ impl RunArgs {
                 shape.hosts()
             )));
         }
+        if matches!(shape, Shape::Chain { .. }) && self.destinations != Destinations::One {
+            return Err(Failure::Usage(format!("{shape} leads to its last host alone; use --destinations one")));
+        }
+        let longest_ns = plan.levels.iter().filter_map(|level| level.epoch_ns).fold(0.0, f64::max);
+        if longest_ns * f64::from(self.epochs) > LONGEST_NS {
+            return Err(Failure::Usage(format!(
+                "{} epochs of {} are more than the simulator's clock counts, {}; give fewer --epochs",
+                self.epochs,
+                show_ns(longest_ns),
+                show_ns(LONGEST_NS)
+            )));
+        }
         let (switch_delay, mtu) = self.fixed(&plan, &shape)?;
         Ok(Scenario {
             plan,
@@ -172,7 +187,7 @@ impl RunArgs {
             mixed: self.mixed,
             limiter: self.limiter,
             mtu,
-            blocking: !self.no_blocking,
+            blocking: if self.no_blocking { Blocking::None } else { Blocking::Whole },
             best_effort: self.best_effort,
             everyone: self.everyone,
             buffer: self.buffer,
@@ -195,9 +210,9 @@ impl RunArgs {
                 // What is not the switches': store and forward, and lower frames at every port.
                 let mtu = plan.network.mtu();
                 let path = crate::plan::Path { hops, switch_delay: Nanos::from_ns(0), mtu, host_burst: 0 };
-                let wire = f64::from(mtu + plan.network.wire_overhead);
+                let wire = f64::from(mtu + plan.network.overhead());
                 let largest = plan.levels.iter().map(|level| level.largest_frame(mtu)).max().unwrap_or(mtu);
-                let packet = f64::from(largest + plan.network.wire_overhead);
+                let packet = f64::from(largest + plan.network.overhead());
                 let lower = if self.no_blocking { 0.0 } else { wire };
                 let taken = Delays::Path(path).fixed(packet, lower, plan.network.link_rate).total_ns();
                 let left = epsilon.ns() as f64 - taken;
@@ -248,7 +263,7 @@ impl RunArgs {
         } else {
             show(&scenario, &outcome)?;
         }
-        let broken = outcome.levels.iter().any(|level| level.violations > 0);
+        let broken = outcome.levels.iter().zip(scenario.bounds_ps()).any(|(level, bound)| level.broken(bound));
         if broken { Err(Failure::DoesNotHold) } else { Ok(()) }
     }
 }
@@ -412,7 +427,11 @@ fn describe(campaign: &Campaign, index: u64) -> Result<(), Failure> {
         scenario.uplink,
         scenario.switch_delay,
         network.mtu(),
-        if scenario.blocking { ", lower frames in the way" } else { "" },
+        match scenario.blocking {
+            Blocking::None => "",
+            Blocking::Whole => ", lower frames in the way",
+            Blocking::Part => ", parts of lower frames in the way",
+        },
         scenario.destinations,
         name(network.model),
     ))?;

@@ -13,6 +13,7 @@ use crate::{
         Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, Path, Plan,
         backward::{App, Assigned},
         default_wire_overhead,
+        delays::GSO_BURST,
     },
     units::{self, Nanos, Rate},
 };
@@ -418,7 +419,7 @@ pub fn delays(
             hops,
             switch_delay,
             mtu: mtu.unwrap_or(ETHERNET_MTU),
-            host_burst: host_burst.unwrap_or(0),
+            host_burst: host_burst.unwrap_or(GSO_BURST),
         })),
         _ => {
             Err("give the fixed delays either as epsilon, or as hops and switch-delay (and mtu, host-burst)".to_owned())
@@ -468,6 +469,7 @@ impl File {
             delays: delays(cluster.epsilon, cluster.hops, cluster.switch_delay, cluster.mtu, cluster.host_burst)
                 .map_err(|error| self.at(&self.cluster, error))?,
             wire_overhead: cluster.wire_overhead,
+            tagged: false,
             model: cluster.model,
             levels: Vec::new(),
         };
@@ -640,6 +642,7 @@ link-rate = "10gbit"
 max-packet = 256
 hops = 3
 switch-delay = "500ns"
+host-burst = 1538
 
 [[app]]
 name = "ptp"
@@ -660,16 +663,16 @@ level = 4
         for (from, to, line, part) in [
             ("hops = 3", "epsilon = \"1us\"\nhops = 3", "line 2,", "either as epsilon"),
             ("hops = 3", "hops = 99", "line 2,", "hops is 99"),
-            ("per-second = 1000", "", "line 9,", "either per-second or rate"),
-            ("per-second = 1000", "per-second = 0", "line 9,", "above 0"),
-            ("\"100us\"", "\"1us\"", "line 9,", "idle network"),
-            ("\"100us\"", "\"8us\"", "line 9,", "cannot be served within 8us"),
-            ("\"cache\"", "\"ptp\"", "line 15,", "twice"),
-            ("level = 4", "level = 0", "line 15,", "best effort"),
+            ("per-second = 1000", "", "line 10,", "either per-second or rate"),
+            ("per-second = 1000", "per-second = 0", "line 10,", "above 0"),
+            ("\"100us\"", "\"1us\"", "line 10,", "idle network"),
+            ("\"100us\"", "\"8us\"", "line 10,", "cannot be served within 8us"),
+            ("\"cache\"", "\"ptp\"", "line 16,", "twice"),
+            ("level = 4", "level = 0", "line 16,", "best effort"),
             (
                 "[[app]]\nname = \"ptp\"",
                 "[[level]]\nlevel = 7\nfactor = 1\n\n[[app]]\nname = \"ptp\"",
-                "line 13,",
+                "line 14,",
                 "levels as well",
             ),
         ] {

@@ -22,9 +22,14 @@ pub struct Path {
     pub switch_delay: Nanos,
     /// Largest frame that is not planned, L2 bytes without FCS: best effort's.
     pub mtu: u32,
-    /// Largest GSO burst that the sender's NIC may hold already, wire bytes; 0 counts one frame of `mtu`.
+    /// Wire bytes of lower levels that the sender's NIC may have begun to send: a GSO burst unless it is capped. At
+    /// least one frame is counted.
     pub host_burst: u32,
 }
+
+/// What a NIC may have begun to send unless GSO is capped: the kernel's default gso_max_size
+/// (`GSO_LEGACY_MAX_SIZE`, include/linux/netdevice.h).
+pub const GSO_BURST: u32 = 65_536;
 
 /// What a level's epsilon consists of, ns.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -42,6 +47,14 @@ pub struct Fixed {
 }
 
 impl Fixed {
+    /// How much of it may differ from packet to packet on paths of up to `hops` switches, ns; `None` if it was
+    /// given as one number.
+    pub fn spread_ns(&self, hops: u32) -> Option<f64> {
+        let beyond_first = f64::from(hops.saturating_sub(1)) / f64::from(hops.max(1));
+        let paths = (self.switch_ns + self.store_and_forward_ns) * beyond_first;
+        (self.given_ns == 0.0).then_some(self.blocking_ns + self.host_ns + paths)
+    }
+
     /// Their sum: epsilon, ns.
     pub fn total_ns(&self) -> f64 {
         self.given_ns + self.switch_ns + self.store_and_forward_ns + self.blocking_ns + self.host_ns

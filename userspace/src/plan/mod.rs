@@ -19,7 +19,7 @@ use bound::{Demand as Sent, Envelope, least_fixed_point};
 use delays::{Fixed, on_wire};
 use qjump_ebpf::{
     Charge, Config, LEVELS, Level, LevelLimit, LevelRecord,
-    frame::{WIRE_OVERHEAD, wire_bytes},
+    frame::{VLAN_TAG, WIRE_OVERHEAD, wire_bytes},
     limiter::{LimitError, MAX_COST_BYTES, Oversize},
 };
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,8 @@ pub struct Network {
     pub delays: Delays,
     /// Bytes that a frame takes on the wire beside its L2 bytes; 0 for published numbers.
     pub wire_overhead: u32,
+    /// Whether the program gives frames a priority tag, which is four bytes more.
+    pub tagged: bool,
     /// The model.
     pub model: Model,
     /// The levels, in any order.
@@ -210,6 +212,11 @@ pub enum PlanError {
     Mtu(u32),
     #[error("level {level}: a tolerance is for levels charged by packet; a level charged by bytes has a burst")]
     Tolerance { level: Level },
+    #[error(
+        "level {level}: a level charged by bytes cannot be planned with a wire-overhead of {overhead}: the limiter counts 24 \
+         for each frame, and small frames would be more than planned; use charge packet, or a factor of 1 or less"
+    )]
+    BytesBeyondCount { level: Level, overhead: u32 },
     #[error("level {level}: a burst is for levels charged by bytes; a level charged by packet sends one at a time")]
     Burst { level: Level },
     #[error("the epoch would be {epoch_ns:.3e} ns, too long to count; hosts, max-packet or epsilon is too large")]
@@ -228,9 +235,17 @@ struct Above {
 }
 
 impl Network {
+    /// Bytes that a frame takes on the wire beside its L2 bytes, with its tag.
+    pub fn overhead(&self) -> u32 {
+        match self.wire_overhead {
+            0 => 0,
+            overhead => overhead + if self.tagged { VLAN_TAG as u32 } else { 0 },
+        }
+    }
+
     /// Bytes that the largest packet of a level takes on the wire.
     fn packet_on_wire(&self, spec: &LevelSpec) -> f64 {
-        f64::from(on_wire(spec.max_packet.unwrap_or(self.max_packet), self.wire_overhead))
+        f64::from(on_wire(spec.max_packet.unwrap_or(self.max_packet), self.overhead()))
     }
 
     /// Time of so many wire bytes on the slowest link, ns.
@@ -283,7 +298,7 @@ impl Network {
         for spec in specs {
             let largest = levels
                 .iter()
-                .map(|level| f64::from(on_wire(level.largest_frame(self.mtu()), self.wire_overhead)))
+                .map(|level| f64::from(on_wire(level.largest_frame(self.mtu()), self.overhead())))
                 .fold(0.0, f64::max);
             let (level, envelope) = self.level(spec, &above, largest)?;
             above.push(Above {
@@ -315,7 +330,7 @@ impl Network {
     }
 
     fn fixed(&self, packet: f64) -> Fixed {
-        self.delays.fixed(packet, f64::from(on_wire(self.mtu(), WIRE_OVERHEAD)), self.link_rate)
+        self.delays.fixed(packet, f64::from(on_wire(self.mtu(), self.overhead().max(WIRE_OVERHEAD))), self.link_rate)
     }
 
     /// The time and the spacing of a packet-charged level, or the bucket of a byte-charged one.
@@ -377,6 +392,9 @@ impl Network {
         if spaced && spec.burst.is_some() {
             return Err(PlanError::Burst { level });
         }
+        if !spaced && self.wire_overhead > WIRE_OVERHEAD {
+            return Err(PlanError::BytesBeyondCount { level, overhead: self.wire_overhead });
+        }
 
         // What a packet may be as long as: a byte-charged level may use its burst up with one.
         let burst = match spec.burst {
@@ -388,7 +406,7 @@ impl Network {
         let max_packet = if spaced {
             max_packet
         } else {
-            ((burst - f64::from(self.wire_overhead)).max(0.0) as u32).max(max_packet).min(MAX_COST_BYTES)
+            ((burst - f64::from(self.overhead())).max(0.0) as u32).max(max_packet).min(MAX_COST_BYTES)
         };
         let mut plan = LevelPlan {
             spec,
@@ -403,7 +421,7 @@ impl Network {
             max_packet,
             terms: None,
         };
-        let frame = f64::from(on_wire(plan.largest_frame(self.mtu()), self.wire_overhead));
+        let frame = f64::from(on_wire(plan.largest_frame(self.mtu()), self.overhead()));
         let fixed = self.fixed(frame.max(largest));
         let epsilon = fixed.total_ns();
         let (scale, past) = match self.model {
@@ -430,8 +448,9 @@ impl Network {
             // One packet of each host, or f of each of n/f hosts. By bytes, and by proof rather than as
             // published, the burst and what the window adds to it.
             let own_ns = match (self.model, charge) {
+                (Model::Paper, Charge::Byte) if by_factor => once(hosts, burst),
                 (Model::Paper, _) => once(hosts, packet),
-                (_, Charge::Byte) => once(hosts, packet * (1.0 + factor)),
+                (_, Charge::Byte) => once(hosts, burst + packet * factor),
                 _ => once(hosts, packet),
             };
             if senders > 0 && barrier.is_none() {
@@ -496,8 +515,9 @@ impl Network {
             plan.terms = Some(Terms { own_ns, above: above_ns, fixed });
             plan.guaranteed = senders == self.hosts
                 && above.iter().all(|above| above.all)
-                // As published: the strictest level, a whole packet at a time.
-                && (self.model != Model::Paper || (above.is_empty() && spaced));
+                // As published: the strictest level, a whole packet at a time, and delays that hardly vary.
+                && (self.model != Model::Paper
+                    || (above.is_empty() && spaced && self.spread_ns(&fixed).is_none_or(|ns| 2.0 * ns <= epsilon)));
         }
         plan.limit().map_err(|source| PlanError::Limit { level, source })?;
         let envelope = self.envelope(charge, packet, epoch_ns - tolerance_ns, spec.tolerance, burst);
@@ -506,6 +526,13 @@ impl Network {
             spaced @ Envelope::Spaced { .. } => spaced,
         };
         Ok((plan, Some(envelope)))
+    }
+
+    fn spread_ns(&self, fixed: &Fixed) -> Option<f64> {
+        match self.delays {
+            Delays::Given(_) => None,
+            Delays::Path(path) => fixed.spread_ns(path.hops),
+        }
     }
 
     fn envelope(&self, charge: Charge, packet: f64, spacing_ns: f64, tolerance: Nanos, burst: f64) -> Envelope {
@@ -676,6 +703,7 @@ mod tests {
             max_packet,
             delays: Delays::Given(Nanos::from_ns(0)),
             wire_overhead: 0,
+            tagged: false,
             model: Model::Paper,
             levels: levels
                 .iter()
@@ -803,6 +831,66 @@ mod tests {
         let above = 12.0 * c * ((d + 6_688.0) / t).ceil();
         let own = 3.0 * (4.0 * c + 4.0 * c * 2.0 * d / t);
         assert!(close(d, 4_000.0 + own + above, 1e-9), "{d} {own} {above}");
+    }
+
+    #[test]
+    fn a_burst_is_in_the_bound() {
+        let mut network = strict(&[(7, 1.0)]);
+        network.levels[0].charge = Some(Charge::Byte);
+        network.levels[0].burst = Some(60_000);
+        // n (B + P) at 0.8 ns a byte.
+        let bound = network.plan().unwrap().levels[0].bound_ns.unwrap();
+        assert!(close(bound, 12.0 * 60_280.0 * 0.8 + 4_000.0, 1e-12), "{bound}");
+    }
+
+    #[test]
+    fn a_packet_delays_itself() {
+        // Without fixed delays, and with an epoch that is far longer than the bound.
+        let mut network = strict(&[(7, 1.0)]);
+        network.delays = Delays::Given(Nanos::from_ns(0));
+        network.levels[0].demand = Demand::Rate("1mbit".parse().unwrap());
+        let bound = network.plan().unwrap().levels[0].bound_ns.unwrap();
+        assert!(close(bound, 12.0 * 224.0, 1e-12), "{bound}");
+    }
+
+    #[test]
+    fn bytes_that_the_limiter_does_not_count_are_refused() {
+        let mut network = strict(&[(7, 1.0), (5, 4.0)]);
+        network.wire_overhead = 28;
+        assert!(matches!(network.plan(), Err(PlanError::BytesBeyondCount { .. })));
+        network.levels.pop();
+        assert!(network.plan().is_ok());
+        // A tag of its own it does count.
+        let tagged = Network { tagged: true, ..strict(&[(7, 1.0), (5, 4.0)]) };
+        let untagged = strict(&[(7, 1.0), (5, 4.0)]);
+        let bound = |network: &Network| network.plan().unwrap().levels[0].bound_ns.unwrap();
+        assert!(close(bound(&tagged) - bound(&untagged), 12.0 * 4.0 * 0.8, 1e-9));
+    }
+
+    #[test]
+    fn published_promises_need_fixed_delays_that_hardly_vary() {
+        let mut network = strict(&[(7, 1.0)]);
+        network.model = Model::Paper;
+        assert!(network.plan().unwrap().levels[0].guaranteed);
+        let path = |mtu: u32| Delays::Path(Path { hops: 1, switch_delay: Nanos::from_ns(9_000), mtu, host_burst: 0 });
+        network.delays = path(1_514);
+        assert!(network.plan().unwrap().levels[0].guaranteed);
+        network.delays = path(9_014);
+        assert!(!network.plan().unwrap().levels[0].guaranteed);
+    }
+
+    #[test]
+    fn a_link_that_is_all_but_full_is_refused_in_time() {
+        let mut network = strict(&[(7, 1.0)]);
+        network.model = Model::FanIn;
+        network.hosts = 1;
+        network.link_rate = "400gbit".parse().unwrap();
+        network.max_packet = 14;
+        network.delays = Delays::Given(Nanos::from_ns(1));
+        network.levels[0].charge = Some(Charge::Packet);
+        network.levels[0].demand = Demand::Rate("399999999990bit".parse().unwrap());
+        let plan = network.plan().unwrap();
+        assert!(plan.levels[0].bound_ns.is_none_or(|bound| bound > 1e6), "{plan:?}");
     }
 
     #[test]
@@ -935,7 +1023,7 @@ mod tests {
         ) {
             let network = Network {
                 hosts, link_rate: Rate::from_bps(bps), max_packet: packet,
-                delays: Delays::Given(Nanos::from_ns(epsilon)), wire_overhead: overhead, model,
+                delays: Delays::Given(Nanos::from_ns(epsilon)), wire_overhead: overhead, tagged: false, model,
                 levels: vec![LevelSpec {
                     oversize: Oversize::Drop, ..LevelSpec::new(Level::STRICTEST, Demand::Factor(factor))
                 }],

@@ -2,12 +2,12 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use qjump_ebpf::{Charge, Level};
+use qjump_ebpf::{Charge, Level, frame::WIRE_OVERHEAD};
 
 use super::{
     Delays, LevelPlan, Model, Network, Plan, Terms,
     backward::{Assigned, Placed},
-    delays::Fixed,
+    delays::{Fixed, on_wire},
 };
 use crate::{
     table::Table,
@@ -23,12 +23,22 @@ impl LevelPlan {
         }
     }
 
-    fn holds(&self) -> String {
+    fn holds(&self, plan: &Plan) -> String {
+        let depends = |above: &&Self| above.spec.level > self.spec.level && above.is_conditional(plan);
         match (self.guaranteed, self.bound_ns, self.max_senders) {
             (true, ..) => "guaranteed".to_owned(),
-            (_, Some(_), Some(senders)) => format!("while <= {senders} hosts send"),
-            _ => "no bound".to_owned(),
+            (_, None, _) | (_, _, None) => "no bound".to_owned(),
+            (_, _, Some(senders)) if senders < plan.network.hosts => format!("while <= {senders} hosts send"),
+            _ => match plan.levels.iter().find(depends) {
+                Some(above) => format!("while level {}'s does", above.spec.level),
+                None => "as published".to_owned(),
+            },
         }
+    }
+
+    /// Whether its bound counts fewer than all hosts.
+    fn is_conditional(&self, plan: &Plan) -> bool {
+        self.max_senders.is_some_and(|senders| senders < plan.network.hosts)
     }
 
     fn show_factor(&self) -> String {
@@ -52,18 +62,38 @@ impl Model {
 impl Plan {
     /// What the bounds of this plan depend on, a sentence each.
     pub fn conditions(&self) -> Vec<String> {
+        let network = &self.network;
+        let link_bps = network.link_rate.bps() as f64;
         let mut conditions = vec![
-            format!("the limiter on every host, and no more than {} hosts", self.network.hosts),
+            format!("the limiter on every host, no more than {} hosts, and clocks that do not run fast", network.hosts),
             "switches that serve the eight levels strictly, and routes on which packets that part do not meet again"
                 .to_owned(),
-            format!("no link slower than {}", self.network.link_rate),
-            "a bound begins when a packet leaves the host's own queues for its NIC".to_owned(),
+            format!("no link slower than {}", network.link_rate),
         ];
-        match self.network.model {
+        let queued = |terms: &Terms| terms.own_ns + terms.above.iter().map(|(_, ns)| ns).sum::<f64>();
+        let most_ns = self.levels.iter().filter_map(|level| level.terms.as_ref()).map(queued).fold(0.0, f64::max);
+        if most_ns > 0.0 {
+            conditions.push(format!(
+                "room for {:.0} B of these levels at every port, whatever lower levels do",
+                (most_ns * link_bps / 8e9).ceil()
+            ));
+        }
+        match network.delays {
+            Delays::Given(_) => conditions.push(
+                "an epsilon that covers switches, store and forward, and a lower-level frame at every port".to_owned(),
+            ),
+            Delays::Path(path) => conditions.push(format!(
+                "no frame larger than {} B, and at most {} B of lower levels ahead in the sender's NIC",
+                network.mtu(),
+                path.host_burst.max(on_wire(network.mtu(), network.overhead().max(WIRE_OVERHEAD)))
+            )),
+        }
+        conditions.push("a bound begins when a packet leaves the host's own queues for its NIC".to_owned());
+        match network.model {
             Model::Strict => {}
             Model::Paper => conditions.push(
-                "as published: fixed delays that differ by less than half of epsilon from path to path, and levels \
-                 below the strictest by the published reasoning"
+                "as published: fixed delays that vary by no more than half of epsilon, between paths and from packet to \
+                 packet; levels below the strictest by the published reasoning"
                     .to_owned(),
             ),
             Model::FanIn => conditions.push(
@@ -72,19 +102,18 @@ impl Plan {
                     .to_owned(),
             ),
         }
-        for level in self.levels.iter().filter(|level| !level.guaranteed) {
-            if let (Some(_), Some(senders)) = (level.bound_ns, level.max_senders) {
-                conditions.push(format!(
-                    "level {}{}: at most {senders} of {} hosts send at once",
-                    level.spec.level,
-                    if self.levels.iter().any(|below| below.spec.level < level.spec.level) {
-                        " and those below"
-                    } else {
-                        ""
-                    },
-                    self.network.hosts
-                ));
-            }
+        for level in self.levels.iter().filter(|level| level.is_conditional(self)) {
+            let (Some(own_ns), Some(senders)) = (level.bound_ns, level.max_senders) else { continue };
+            let below = self.levels.iter().filter(|below| below.spec.level <= level.spec.level);
+            let longest_ns = below.filter_map(|below| below.bound_ns).fold(0.0, f64::max);
+            let lower = self.levels.iter().any(|below| below.spec.level < level.spec.level && below.bound_ns.is_some());
+            conditions.push(format!(
+                "for level {}{}: at most {senders} different hosts of {} send at it within any {}",
+                level.spec.level,
+                if lower { " and those below" } else { "" },
+                network.hosts,
+                show_ns(own_ns + longest_ns),
+            ));
         }
         conditions
     }
@@ -102,7 +131,7 @@ impl Plan {
                 level.rate_bps.map_or("-".to_owned(), show_rate),
                 level.burst_bytes.map_or("-".to_owned(), |burst| format!("{burst:.0} B")),
                 level.bound_ns.map_or("-".to_owned(), show_ns),
-                level.holds(),
+                level.holds(self),
             ]);
         }
         table.row(["0", "-", "-", "-", "-", "-", "-", "-", "best effort, unlimited"].map(str::to_owned));
@@ -211,7 +240,7 @@ impl Display for Explanation<'_> {
             };
             return write!(f, "Level {number} has no bound: {why}.");
         };
-        writeln!(f, "Level {number}: bound {}, {}.", show_ns(bound), level.holds())?;
+        writeln!(f, "Level {number}: bound {}, {}.", show_ns(bound), level.holds(plan))?;
         let mut rows: Vec<(String, f64)> = vec![(format!("level {number}: {}", own(level, terms)), terms.own_ns)];
         for (above, ns) in &terms.above {
             let senders = plan.level(*above).and_then(|level| level.max_senders).unwrap_or_default();
@@ -271,7 +300,7 @@ pub fn difference(before: &Plan, after: &Plan) -> String {
             (None, Some(b)) => format!("none -> {}", show(b)),
             (None, None) => "-".to_owned(),
         };
-        let holds = |plan: &Plan| plan.level(number).map_or("no such level".to_owned(), LevelPlan::holds);
+        let holds = |plan: &Plan| plan.level(number).map_or("no such level".to_owned(), |level| level.holds(plan));
         let (a, b) = (holds(before), holds(after));
         table.row([
             number.to_string(),

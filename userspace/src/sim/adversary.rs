@@ -91,8 +91,8 @@ impl Search<'_> {
     }
 
     fn size(&mut self, track: &Track) -> u32 {
-        // Small packets matter where they cost less than a whole one.
-        if track.by_bytes && self.random.random_bool(0.5) {
+        // Small packets matter most where they cost less than a whole one.
+        if self.random.random_bool(if track.by_bytes { 0.5 } else { 0.1 }) {
             self.random.random_range(14..=track.largest)
         } else {
             track.largest
@@ -114,7 +114,7 @@ impl Search<'_> {
             4 => track.packets[packet].2 = self.size(track),
             _ if track.level >= level => {
                 // Meet the worst packet, at its last port or on the way there.
-                let wire = on_wire(track.largest, self.scenario.plan.network.wire_overhead);
+                let wire = on_wire(track.largest, self.scenario.plan.network.overhead());
                 if track.host != worst.destination {
                     if self.scenario.destinations == Destinations::Any && self.random.random_bool(0.7) {
                         track.packets[packet].1 = worst.destination;
@@ -159,7 +159,7 @@ impl Search<'_> {
     /// the scenario sends them.
     fn start(&mut self, focused: bool) -> Vec<Track> {
         let scenario = self.scenario;
-        let overhead = scenario.plan.network.wire_overhead;
+        let overhead = scenario.plan.network.overhead();
         let last = scenario.shape.hosts() - 1;
         let mut tracks = Vec::new();
         for plan in &scenario.plan.levels {

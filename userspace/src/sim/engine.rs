@@ -14,6 +14,7 @@ use qjump_ebpf::LEVELS;
 use super::{
     limiter::{Limiter, Rule},
     outcome::{Outcome, Worst},
+    scenario::scramble,
     source::Source,
     topology::{MAX_HOPS, Picos, Topology},
 };
@@ -28,6 +29,8 @@ pub enum Background {
     /// A port that has nothing to send always began a frame of so many wire bytes just before the next
     /// packet came: the worst that any lower-level traffic can do.
     Worst(u32),
+    /// The same, but part of such a frame, another part each time: delays that vary.
+    Part(u32),
 }
 
 /// A host's clock against true time.
@@ -173,12 +176,17 @@ impl Engine<'_> {
         let (level, wire) = (usize::from(packet.level), packet.wire);
         let port = &mut self.ports[index];
         if now >= port.busy_until_ps && port.waiting == 0 {
-            if let Background::Worst(frame) = self.setup.background {
+            match self.setup.background {
                 // The lower frame began an instant ago.
-                port.busy_until_ps = now + port.time_ps(frame);
-            } else {
-                self.transmit(index, place, now);
-                return;
+                Background::Worst(frame) => port.busy_until_ps = now + port.time_ps(frame),
+                Background::Part(frame) => {
+                    let part = scramble(now, index as u64) % (u64::from(frame) + 1);
+                    port.busy_until_ps = now + port.time_ps(part as u32);
+                }
+                Background::None => {
+                    self.transmit(index, place, now);
+                    return;
+                }
             }
         }
         if self.setup.buffer.is_some_and(|buffer| port.held[level] + u64::from(wire) > buffer) {
@@ -325,7 +333,8 @@ pub fn run(setup: &Setup<'_>, sources: &mut [Source]) -> Outcome {
                         continue;
                     };
                     let at = clock(host).true_ps(at_ns).max(now);
-                    if at <= setup.until_ps {
+                    // Beyond the end of time, there is nothing.
+                    if at <= setup.until_ps && at < Picos::MAX / 2 {
                         engine.events.push(Event::new(at, SEND, source.tie(), about));
                     }
                     break;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     adversary::{Found, search},
     limiter::Kind,
-    scenario::{Destinations, Load, Phases, Scenario, scramble},
+    scenario::{Blocking, Destinations, Load, Phases, Scenario, scramble},
     topology::{Routing, Shape},
 };
 use crate::{
@@ -23,6 +23,7 @@ fn published(hosts: u32, max_packet: u32, epsilon: Nanos, factor: f64, charge: O
         max_packet,
         delays: Delays::Given(epsilon),
         wire_overhead: 0,
+        tagged: false,
         model: Model::Paper,
         levels: vec![level],
     }
@@ -41,7 +42,7 @@ fn scenario(plan: Plan, shape: Shape, switch_delay: Nanos, limiter: Kind, seed: 
         mixed: false,
         limiter,
         mtu: 14,
-        blocking: false,
+        blocking: Blocking::None,
         best_effort: None,
         everyone: true,
         buffer: None,

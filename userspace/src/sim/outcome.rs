@@ -74,6 +74,11 @@ impl LevelOutcome {
         self.times.as_deref()
     }
 
+    /// Whether a bound was broken: a packet came later, or never.
+    pub fn broken(&self, bound_ps: Option<Picos>) -> bool {
+        bound_ps.is_some() && (self.violations > 0 || self.lost > 0)
+    }
+
     /// The time that this share of packets did not exceed, ns; `None` if they are too few to say.
     pub fn quantile_ns(&self, share: f64) -> Option<f64> {
         let times = self.times.as_ref().filter(|times| times.len() as f64 * (1.0 - share) >= 1.0)?;

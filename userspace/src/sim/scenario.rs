@@ -47,6 +47,18 @@ pub enum Phases {
     Random,
 }
 
+/// Lower-level frames in the way of what comes to an idle port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Blocking {
+    /// None.
+    None,
+    /// Always a whole one.
+    #[default]
+    Whole,
+    /// Part of one, another part each time.
+    Part,
+}
+
 /// A plan, a network and its traffic.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -72,8 +84,8 @@ pub struct Scenario {
     pub limiter: Kind,
     /// Largest frame, L2 bytes.
     pub mtu: u32,
-    /// Whether a port without anything to send has always just begun such a frame of a lower level.
-    pub blocking: bool,
+    /// Whether a port without anything to send is in the middle of such a frame of a lower level.
+    pub blocking: Blocking,
     /// Best effort from every host to any other, as a share of its link.
     pub best_effort: Option<f64>,
     /// Whether all hosts send, even at levels that allow fewer.
@@ -121,7 +133,7 @@ impl Scenario {
             let window = match (self.limiter, level.epoch_ns, level.rate_bps) {
                 (Kind::Window, Some(epoch_ns), Some(rate_bps)) => Some(Window {
                     budget: (rate_bps * epoch_ns / 8e9).round() as u64,
-                    overhead: self.plan.network.wire_overhead,
+                    overhead: self.plan.network.overhead(),
                     length_ns: epoch_ns as u64,
                 }),
                 _ => None,
@@ -165,9 +177,13 @@ impl Scenario {
             topology,
             rules: self.rules(),
             bounds_ps: self.bounds_ps(),
-            wire_overhead: self.plan.network.wire_overhead,
+            wire_overhead: self.plan.network.overhead(),
             clocks,
-            background: if self.blocking { Background::Worst(self.lower_wire()) } else { Background::None },
+            background: match self.blocking {
+                Blocking::None => Background::None,
+                Blocking::Whole => Background::Worst(self.lower_wire()),
+                Blocking::Part => Background::Part(self.lower_wire()),
+            },
             buffer: self.buffer,
             until_ps: self.length_ps(),
         }
@@ -175,12 +191,13 @@ impl Scenario {
 
     /// A frame of a lower level, wire bytes.
     fn lower_wire(&self) -> u32 {
-        on_wire(self.plan.network.mtu(), self.plan.network.wire_overhead)
+        on_wire(self.plan.network.mtu(), self.plan.network.overhead())
     }
 
     /// Who may send at a level at once.
     pub(super) fn senders(&self, level: Level, limit: Option<u32>) -> Vec<u32> {
-        let hosts = self.shape.hosts();
+        // Hosts beyond those that the plan counts only receive.
+        let hosts = self.shape.hosts().min(self.plan.network.hosts);
         let Some(most) = limit.filter(|&most| most < hosts) else { return (0..hosts).collect() };
         // The first of a shuffle.
         let mut all: Vec<u32> = (0..hosts).collect();
@@ -192,7 +209,7 @@ impl Scenario {
     /// How long a packet of `wire` bytes takes to the last host's port if nothing but lower frames is in
     /// its way, ps.
     pub(super) fn travel_ps(&self, topology: &Topology, host: u32, destination: u32, wire: u32) -> Picos {
-        let lower = if self.blocking { self.lower_wire() } else { 0 };
+        let lower = if self.blocking == Blocking::Whole { self.lower_wire() } else { 0 };
         let route = topology.route(host, destination, 0);
         let ports = &route.ports[..usize::from(route.len) - 1];
         ports
@@ -214,7 +231,7 @@ impl Scenario {
             let (epoch_ns, rate_bps) = (plan.epoch_ns.unwrap_or(1.0), plan.rate_bps.unwrap_or(1.0));
             let largest = plan.largest_frame(self.plan.network.mtu());
             let size = if self.mixed { Size::Between(14, largest) } else { Size::Fixed(largest) };
-            let wire = on_wire(largest, self.plan.network.wire_overhead);
+            let wire = on_wire(largest, self.plan.network.overhead());
             let per_second = rate_bps / (f64::from(wire) * 8.0);
             let senders = self.senders(level, plan.max_senders.filter(|_| !self.everyone));
             let slowest = senders
@@ -250,7 +267,7 @@ impl Scenario {
         }
         if let Some(share) = self.best_effort {
             let frame = self.plan.network.mtu();
-            let wire = on_wire(frame, self.plan.network.wire_overhead);
+            let wire = on_wire(frame, self.plan.network.overhead());
             let per_second = share * self.plan.network.link_rate.bps() as f64 / (f64::from(wire) * 8.0);
             sources.extend((0..hosts).map(|host| {
                 let tie = scramble(self.seed, u64::from(host) << 3) as u32;
@@ -306,7 +323,7 @@ mod tests {
             mixed: false,
             limiter: Kind::Gcra,
             mtu: 1_514,
-            blocking: true,
+            blocking: Blocking::Whole,
             best_effort: None,
             everyone: false,
             buffer: None,
@@ -326,6 +343,7 @@ mod tests {
             max_packet: 256,
             delays: Delays::Given(Nanos::from_ns(0)),
             wire_overhead: 24,
+            tagged: false,
             model,
             levels: vec![LevelSpec::new(Level::STRICTEST, Demand::Factor(1.0))],
         }
@@ -334,14 +352,14 @@ mod tests {
     #[test]
     fn one_packet_takes_what_arithmetic_says() {
         let mut scenario = star(2, Model::FanIn);
-        scenario.blocking = false;
+        scenario.blocking = Blocking::None;
         scenario.epochs = 1;
         let outcome = scenario.run();
         // 280 B at 10 Gbit/s twice, and a switch of 500 ns.
         assert_eq!(outcome.levels[7].max_ps, 2 * 224_000 + 500_000);
         assert_eq!((outcome.levels[7].sent, outcome.packet_hops), (1, 2));
         // With a lower frame of 1538 B in the way at both ports.
-        scenario.blocking = true;
+        scenario.blocking = Blocking::Whole;
         assert_eq!(scenario.run().levels[7].max_ps, 2 * (224_000 + 1_230_400) + 500_000);
     }
 

@@ -194,6 +194,7 @@ fn network(demand: Demand, epsilon: Nanos) -> Network {
         max_packet: MAX_PACKET,
         delays: Delays::Given(epsilon),
         wire_overhead: default_wire_overhead(),
+        tagged: false,
         model: Model::Paper,
         levels: vec![LevelSpec { tolerance: TOLERANCE, ..LevelSpec::new(Level::STRICTEST, demand) }],
     }
