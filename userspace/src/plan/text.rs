@@ -52,9 +52,9 @@ impl LevelPlan {
 impl Model {
     fn equation(self) -> &'static str {
         match self {
-            Self::Strict => "strict: an epoch is twice the bound",
+            Self::Strict => "strict: at factor 1 an epoch is twice the bound",
             Self::Paper => "as published in 2015: an epoch is 2nP/R + eps",
-            Self::FanIn => "fan-in: an epoch is the bound",
+            Self::FanIn => "fan-in: at factor 1 an epoch is the bound",
         }
     }
 }
@@ -155,11 +155,14 @@ impl Display for Plan {
                 show_ns(terms.fixed.total_ns())
             )?;
         }
-        write!(f, " It needs: {}.", self.conditions().join("; "))?;
+        write!(f, " It needs:")?;
+        for condition in self.conditions() {
+            write!(f, "\n- {condition}")?;
+        }
         if self.levels.iter().any(|level| level.bound_ns.is_none() && level.epoch_ns.is_some()) {
             write!(
                 f,
-                " A level without a bound is limited and marked all the same: with what is above it, or with its own \
+                "\nA level without a bound is limited and marked all the same: with what is above it, or with its own \
                  rate from all hosts, the link could be full for ever."
             )?;
         }
