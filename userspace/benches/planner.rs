@@ -48,6 +48,7 @@ fn scenario(shape: Shape, destinations: Destinations, epochs: u32) -> Scenario {
         limiter: Kind::Gcra,
         mtu: 1_514,
         blocking: Blocking::Whole,
+        host_burst: 0,
         best_effort: None,
         everyone: false,
         buffer: None,

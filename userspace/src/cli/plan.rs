@@ -107,7 +107,7 @@ impl FromStr for WhatIf {
         }
         let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, for example hosts=300")?;
         match key {
-            "hosts" => read(value).map(Self::Hosts),
+            "hosts" => units::bytes(value).map(Self::Hosts).map_err(|_| format!("'{value}' is no number of hosts")),
             "link-rate" => read(value).map(Self::LinkRate),
             "max-packet" => units::bytes(value).map(Self::MaxPacket).map_err(|error| error.to_string()),
             "epsilon" => read(value).map(Self::Epsilon),
@@ -189,9 +189,13 @@ impl PlanCommand {
         let (answer, _) = self.network.plan(self.pcp)?;
         let plan = &answer.plan;
         if !self.what_if.is_empty() {
-            let (changed, _) = self.network.changed(self.pcp, |network| {
+            let changed = self.network.changed(self.pcp, |network| {
                 self.what_if.iter().for_each(|change| change.apply(network));
                 Ok(())
+            });
+            let (changed, _) = changed.map_err(|failure| match failure {
+                Failure::Usage(message) => Failure::Usage(format!("there is a plan now, but what if: {message}")),
+                other => other,
             })?;
             return print(difference(plan, &changed.plan).trim_end());
         }

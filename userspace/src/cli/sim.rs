@@ -1,6 +1,6 @@
 //! `qjump sim`: the planner's bounds, attacked.
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use qjump_ebpf::Level;
@@ -16,7 +16,7 @@ use crate::{
         campaign::{Campaign, MODELS},
         experiment::{Gap, Sensitivity},
         limiter::Kind,
-        outcome::Outcome,
+        outcome::{LevelOutcome, Outcome},
         scenario::{Blocking, Destinations, Load, Phases, Scenario},
         topology::{Routing, Shape},
         trace,
@@ -29,7 +29,11 @@ use crate::{
 ///
 /// Describe the network as for `plan`. Hosts have the limiter that the kernel runs; switches serve eight levels
 /// strictly. Without a topology, all hosts are at one switch. A given epsilon is used up by the switches; with
-/// --hops, the simulated path is the planned one.
+/// --hops, switches, frames and NICs are the planned ones.
+///
+/// In the table: `demoted` travelled at level 0, being too large or of a level that the plan does not have; `refused`
+/// were too large and dropped; `late` came after the bound; `lost` found a queue full. A level with a bound holds if
+/// none is late or lost.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SimCommand {
@@ -72,10 +76,10 @@ struct RunArgs {
     #[arg(long)]
     mixed: bool,
     /// Send the packets of this file instead: lines of time,source,destination,level,bytes
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["load", "destinations", "phases", "mixed", "attack"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["load", "destinations", "phases", "mixed", "attack", "best_effort", "runs", "epochs"])]
     trace: Option<PathBuf>,
     /// Let an adversary choose when hosts send and where to, in so many runs
-    #[arg(long, value_name = "RUNS", conflicts_with_all = ["load", "phases", "runs"])]
+    #[arg(long, value_name = "RUNS", conflicts_with_all = ["load", "phases", "runs", "best_effort", "epochs", "mixed"])]
     attack: Option<u32>,
     /// Write the worst schedule that was found as a trace
     #[arg(long, value_name = "FILE", requires = "attack")]
@@ -174,7 +178,7 @@ impl RunArgs {
                 show_ns(LONGEST_NS)
             )));
         }
-        let (switch_delay, mtu) = self.fixed(&plan, &shape)?;
+        let (switch_delay, mtu, host_burst) = self.fixed(&plan, &shape)?;
         Ok(Scenario {
             plan,
             shape,
@@ -188,6 +192,7 @@ impl RunArgs {
             limiter: self.limiter,
             mtu,
             blocking: if self.no_blocking { Blocking::None } else { Blocking::Whole },
+            host_burst,
             best_effort: self.best_effort,
             everyone: self.everyone,
             buffer: self.buffer,
@@ -197,11 +202,11 @@ impl RunArgs {
         })
     }
 
-    /// A switch's delay and the MTU that agree with the plan's fixed delays.
-    fn fixed(&self, plan: &Plan, shape: &Shape) -> Result<(Nanos, u32), Failure> {
+    /// A switch's delay, the MTU, and what a NIC may have begun to send, that agree with the plan's fixed delays.
+    fn fixed(&self, plan: &Plan, shape: &Shape) -> Result<(Nanos, u32, u32), Failure> {
         let hops = shape.hops();
         match plan.network.delays {
-            Delays::Path(path) if path.hops >= hops => Ok((path.switch_delay, path.mtu)),
+            Delays::Path(path) if path.hops >= hops => Ok((path.switch_delay, path.mtu, path.host_burst)),
             Delays::Path(path) => Err(Failure::Usage(format!(
                 "the topology {shape} has {hops} switches on its longest path, and the plan counts {}; give --hops {hops}",
                 path.hops
@@ -223,13 +228,19 @@ impl RunArgs {
                         show_ns(taken)
                     )));
                 }
-                Ok((Nanos::from_ns((left / f64::from(hops)) as u64), mtu))
+                Ok((Nanos::from_ns((left / f64::from(hops)) as u64), mtu, 0))
             }
         }
     }
 
     fn run(&self) -> Result<(), Failure> {
         let scenario = self.scenario()?;
+        for path in [&self.svg, &self.save].into_iter().flatten() {
+            check_folder(path)?;
+        }
+        if self.svg.is_some() && self.svg == self.save {
+            return Err(Failure::Usage("--svg and --save name the same file; give two".to_owned()));
+        }
         let outcome = if let Some(path) = &self.trace {
             let shown = path.display();
             let text = fs::read_to_string(path)
@@ -241,8 +252,8 @@ impl RunArgs {
         } else if let Some(steps) = self.attack {
             let found = search(&scenario, steps.max(1));
             if let Some(path) = &self.save {
-                fs::write(path, trace::write(&found.scripts))
-                    .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
+                let command: Vec<String> = std::env::args().collect();
+                save(path, &command.join(" "), &found.scripts)?;
             }
             scenario.run_scripts(found.scripts, u64::MAX)
         } else {
@@ -268,11 +279,32 @@ impl RunArgs {
     }
 }
 
+/// Says before the work, not after it, that a file cannot be written.
+fn check_folder(path: &std::path::Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            Err(Failure::Failed(format!("cannot write {}: there is no folder {}", path.display(), folder.display())))
+        }
+        _ if path.is_dir() => Err(Failure::Failed(format!("cannot write {}: it is a folder", path.display()))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a trace with the command that made it.
+fn save(path: &std::path::Path, command: &str, scripts: &[crate::sim::source::Script]) -> Result<(), Failure> {
+    fs::write(path, format!("# {command}\n{}", trace::write(scripts)))
+        .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))
+}
+
 fn seen(outcome: &Outcome) -> impl Iterator<Item = Level> {
     let seen: Vec<Level> = (0..qjump_ebpf::LEVELS as u8)
         .rev()
         .filter_map(Level::new)
-        .filter(|level| outcome.levels[level.index()].sent + outcome.levels[level.index()].refused > 0)
+        .filter(|level| {
+            let level = &outcome.levels[level.index()];
+            level.sent + level.refused + level.demoted > 0
+        })
         .collect();
     seen.into_iter()
 }
@@ -291,24 +323,52 @@ fn show(scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
         table.row([
             level.to_string(),
             result.sent.to_string(),
-            result.lost.to_string(),
+            result.demoted.to_string(),
             result.refused.to_string(),
+            result.lost.to_string(),
             at(0.5),
             at(0.99),
             at(0.999),
-            show_ns(ns(result.max_ps)),
+            longest(result).map_or("-".to_owned(), show_ns),
             bound.map_or("-".to_owned(), show_ns),
-            bound.map_or("-".to_owned(), |bound| format!("{:.3}", ns(result.max_ps) / bound)),
+            bound.zip(longest(result)).map_or("-".to_owned(), |(bound, longest)| format!("{:.3}", longest / bound)),
             bound.map_or("-".to_owned(), |_| result.violations.to_string()),
         ]);
     }
-    print(format!(
+    let mut text = format!(
         "{table}\nSimulated: {} of {} hosts, {} frames sent by ports, at most {} packets at once.",
         scenario.shape,
         scenario.shape.hosts(),
         outcome.packet_hops,
         outcome.most_in_flight
-    ))
+    );
+    if let Delays::Path(path) = scenario.plan.network.delays
+        && path.hops > scenario.shape.hops()
+    {
+        let _ = write!(
+            text,
+            " The plan's bound is for {} switches on a path; here there are {}.",
+            path.hops,
+            scenario.shape.hops()
+        );
+    }
+    let bounds = scenario.bounds_ps();
+    for level in seen(outcome).filter(|level| outcome.levels[level.index()].broken(bounds[level.index()])) {
+        let result = &outcome.levels[level.index()];
+        let _ = write!(text, "\nBROKEN: level {level}: {} packets late, {} lost", result.violations, result.lost);
+        if result.violations > 0 {
+            let worst = result.worst;
+            let sent = show_ns(ns(worst.sent_ps));
+            let _ =
+                write!(text, "; the worst from host {} to host {}, sent at {sent}", worst.source, worst.destination);
+        }
+    }
+    print(text)
+}
+
+/// The longest time in the network, ns, if any packet arrived.
+fn longest(result: &LevelOutcome) -> Option<f64> {
+    (result.delivered_count() > 0).then(|| ns(result.max_ps))
 }
 
 fn to_json(scenario: &Scenario, outcome: &Outcome, seed: u64) -> Value {
@@ -322,19 +382,21 @@ fn to_json(scenario: &Scenario, outcome: &Outcome, seed: u64) -> Value {
                 "sent": result.sent,
                 "delivered": result.delivered_count(),
                 "lost": result.lost,
+                "demoted": result.demoted,
                 "refused": result.refused,
                 "p50_ns": at(0.5),
                 "p99_ns": at(0.99),
                 "p999_ns": at(0.999),
-                "max_ns": ns(result.max_ps),
+                "max_ns": longest(result),
                 "bound_ns": bound,
-                "tightness": bound.map(|bound| ns(result.max_ps) / bound),
+                "tightness": bound.zip(longest(result)).map(|(bound, longest)| longest / bound),
                 "violations": bound.map(|_| result.violations),
-                "worst": {
+                "held": bound.map(|_| !result.broken(scenario.bounds_ps()[level.index()])),
+                "worst": longest(result).map(|_| json!({
                     "source": result.worst.source,
                     "destination": result.worst.destination,
                     "sent_ns": ns(result.worst.sent_ps),
-                },
+                })),
             })
         })
         .collect();
@@ -373,6 +435,8 @@ fn picture(path: &std::path::Path, scenario: &Scenario, outcome: &Outcome) -> Re
 }
 
 /// Attack random networks of all models; exit 2 if a promise is broken
+///
+/// Networks that cannot be planned are left out, so the counts add up to a little less.
 #[derive(Args)]
 struct CampaignCommand {
     /// How many networks
@@ -382,7 +446,7 @@ struct CampaignCommand {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Runs of the adversary on each network
-    #[arg(long, value_name = "N", default_value_t = 40)]
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// One model alone
     #[arg(long, value_enum)]
@@ -443,11 +507,16 @@ impl CampaignCommand {
         if let Some(stretch) = self.stretch.filter(|stretch| !(0.01..=100.0).contains(stretch)) {
             return Err(Failure::Usage(format!("--stretch {stretch}: give a number from 0.01 to 100")));
         }
+        if self.stretch.is_some() && self.model.is_some_and(|model| model != Model::FanIn) {
+            return Err(Failure::Usage(
+                "--stretch is for the model fan-in, which promises least beyond one destination".to_owned(),
+            ));
+        }
         let campaign = Campaign {
             networks: self.networks,
             seed: self.seed,
             steps: self.steps,
-            model: self.model,
+            model: self.stretch.map_or(self.model, |_| Some(Model::FanIn)),
             stretch: self.stretch,
         };
         if let Some(index) = self.network {
@@ -533,6 +602,17 @@ impl SensitivityCommand {
                 .collect(),
             seed: self.seed,
         };
+        let least_ns = sensitivity.store_and_forward_ns();
+        if (sensitivity.epsilon.ns() as f64) < least_ns {
+            return Err(Failure::Usage(format!(
+                "epsilon {} is less than the {} that store and forward takes; give more",
+                sensitivity.epsilon,
+                show_ns(least_ns)
+            )));
+        }
+        if let Some(path) = &self.svg {
+            check_folder(path)?;
+        }
         let bound_ns = sensitivity.bound_ns().map_err(usage)?;
         let points = sensitivity.run().map_err(usage)?;
         if let Some(path) = &self.svg {
@@ -606,15 +686,31 @@ struct WitnessCommand {
 
 impl WitnessCommand {
     fn run(&self) -> Result<(), Failure> {
-        let (scenario, found) = self.gap.witness(self.seed, self.steps);
         if let Some(path) = &self.save {
-            fs::write(path, trace::write(&found.scripts))
-                .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
+            check_folder(path)?;
+        }
+        let (scenario, found) = self.gap.witness(self.seed, self.steps.max(1));
+        let again = format!(
+            "qjump sim --model paper --hosts {} --link-rate {} --max-packet {} --epsilon {}ns --no-blocking --topology {} {} \
+             --trace FILE",
+            scenario.shape.hosts(),
+            scenario.plan.network.link_rate,
+            scenario.plan.network.max_packet,
+            scenario.plan.epsilon_ns(),
+            scenario.shape,
+            match self.gap {
+                Gap::Window => "--level 7:1 --limiter window",
+                Gap::Bytes => "--level 7:1,charge=bytes",
+            }
+        );
+        if let Some(path) = &self.save {
+            save(path, &again, &found.scripts)?;
         }
         let bound_ns = scenario.plan.levels.first().and_then(|level| level.bound_ns).unwrap_or(f64::NAN);
         print(format!(
-            "{}, {} hosts, {} B at {}: the published bound is {}. Host {}'s packet of {} to host {} took {}: {:.3} of it \
-             (the worst of {} runs).",
+            "{}, {} hosts, {} B at {}: the published bound is {}. Host {}'s packet of {} to host {} took {}: {:.3} of it.\n\
+             The schedule is built in; {} runs of the adversary did not make it worse than that. Saved (--save FILE), it can \
+             be run again:\n{again}",
             scenario.shape,
             scenario.shape.hosts(),
             scenario.plan.network.max_packet,

@@ -33,7 +33,8 @@ pub const CLASSES: usize = 8;
 pub struct App {
     /// Its name.
     pub name: String,
-    /// Size of a message, L2 bytes: longer than a frame, and it is sent in several.
+    /// Size of a message, L2 bytes: its payload and one set of headers. Longer than a frame, and it is sent in
+    /// several, each with headers of its own.
     pub message: u32,
     /// Messages a second, from each host.
     pub per_second: f64,
@@ -107,6 +108,8 @@ pub struct Missed {
     /// The application that is easiest to help, and the earliest that it can be served, ns; `None` if
     /// a later deadline of no single application would do.
     pub app: Option<(String, f64, f64)>,
+    /// Rate of all hosts together and of the link, bit/s, if that alone is too much.
+    pub overload: Option<(f64, f64)>,
     /// Changes that would do, with their size as a ratio, the nearest first.
     pub changes: Vec<(String, f64)>,
     /// Whether all ways were considered.
@@ -115,6 +118,14 @@ pub struct Missed {
 
 impl std::fmt::Display for Missed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some((bps, link_bps)) = self.overload {
+            write!(
+                f,
+                "all hosts together send {}, more than a link of {} carries if they choose one destination: ",
+                show_rate(bps),
+                show_rate(link_bps)
+            )?;
+        }
         match &self.app {
             Some((name, deadline_ns, earliest_ns)) => write!(
                 f,
@@ -518,8 +529,23 @@ fn missed(network: &Network, apps: &[App], classes: &Classes, exhaustive: bool) 
         let least = edge(1_000.0 * bps, bps, does);
         changes.push((format!("a link of {}", show_rate(least)), least / bps));
     }
+    let at_rate = |share: f64| {
+        let mut apps = apps.to_vec();
+        apps.iter_mut().for_each(|app| app.per_second *= share);
+        serves(network, &apps)
+    };
+    if at_rate(1e-3) {
+        let share = edge(1e-3, 1.0, at_rate);
+        changes.push((format!("{:.3} of the messages a second of all", share), 1.0 / share));
+    }
+    let mut free = apps.to_vec();
+    free.iter_mut().for_each(|app| app.level = None);
+    if apps.iter().any(|app| app.level.is_some()) && serves(network, &free) {
+        changes.push(("leave the choice of levels to the planner".to_owned(), 1.0));
+    }
     changes.sort_by(|a, b| a.1.total_cmp(&b.1));
-    Missed { app, changes, exhaustive }
+    let sum_bps = hosts * apps.iter().map(|app| app.on_wire(network).2 * 8.0 * app.per_second).sum::<f64>();
+    Missed { app, overload: (sum_bps > bps).then_some((sum_bps, bps)), changes, exhaustive }
 }
 
 impl Network {
@@ -710,6 +736,11 @@ mod tests {
         let text = error.to_string();
         for part in ["app 'ptp' cannot be served within 50us", "178", "hosts", "a link of", "a deadline of"] {
             assert!(text.contains(part), "{part}: {text}");
+        }
+        // More than the link carries is called so, and so is the remedy.
+        let error = network(12).assign(&[app("flood", 256, 1e6, "1ms")]).unwrap_err().to_string();
+        for part in ["all hosts together send 26.88gbit", "of the messages a second"] {
+            assert!(error.contains(part), "{part}: {error}");
         }
         // Each change, made, does.
         let hosts = missed.changes.iter().find(|(what, _)| what.ends_with(" hosts")).unwrap();

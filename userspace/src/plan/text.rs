@@ -43,6 +43,9 @@ impl LevelPlan {
 
     fn show_factor(&self) -> String {
         self.factor.map_or("unlimited".to_owned(), |factor| {
+            if factor < 0.001 {
+                return format!("{factor:.1e}");
+            }
             let text = format!("{factor:.3}");
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
         })
@@ -162,8 +165,7 @@ impl Display for Plan {
         if self.levels.iter().any(|level| level.bound_ns.is_none() && level.epoch_ns.is_some()) {
             write!(
                 f,
-                "\nA level without a bound is limited and marked all the same: with what is above it, or with its own \
-                 rate from all hosts, the link could be full for ever."
+                "\nA level without a bound is limited and marked all the same; --explain LEVEL says why it has none."
             )?;
         }
         Ok(())

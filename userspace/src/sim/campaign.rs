@@ -93,6 +93,7 @@ impl Campaign {
         let max_packet = random.random_range(60..=1_514);
         let mtu = random.random_range(60..=1_514);
         let blocking = [Blocking::None, Blocking::Whole, Blocking::Whole, Blocking::Part][random.random_range(0..4)];
+        let host_burst = if random.random_bool(0.3) { random.random_range(0..=65_536) } else { 0 };
         let blocking = if self.stretch.is_some() { Blocking::None } else { blocking };
         let frame_ns = 1_538.0 * 8e9 / rate_bps as f64;
         let switch_delay = Nanos::from_ns((random.random_range(0.0..2.0) * frame_ns) as u64);
@@ -176,6 +177,7 @@ impl Campaign {
             limiter: Kind::Gcra,
             mtu,
             blocking,
+            host_burst,
             best_effort: None,
             everyone: false,
             buffer: None,

@@ -12,7 +12,7 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 use qjump_ebpf::LEVELS;
 
 use super::{
-    limiter::{Limiter, Rule},
+    limiter::{Limiter, Rule, Verdict},
     outcome::{Outcome, Worst},
     scenario::scramble,
     source::Source,
@@ -26,11 +26,26 @@ pub enum Background {
     /// None.
     #[default]
     None,
-    /// A port that has nothing to send always began a frame of so many wire bytes just before the next
-    /// packet came: the worst that any lower-level traffic can do.
-    Worst(u32),
+    /// A port that has nothing to send always began such a frame just before the next packet came: the worst that
+    /// any lower-level traffic can do.
+    Worst(Lower),
     /// The same, but part of such a frame, another part each time: delays that vary.
-    Part(u32),
+    Part(Lower),
+}
+
+/// Wire bytes of lower levels that cannot be interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lower {
+    /// At a port of a switch: one frame.
+    pub frame: u32,
+    /// At a host's own port: what the NIC has begun to send.
+    pub host: u32,
+}
+
+impl Lower {
+    fn at(self, port: usize, hosts: usize) -> u32 {
+        if port < hosts { self.host } else { self.frame }
+    }
 }
 
 /// A host's clock against true time.
@@ -66,7 +81,7 @@ impl Clock {
 pub struct Setup<'a> {
     /// The network.
     pub topology: &'a Topology,
-    /// Each level's limiter; `None` for a level without a limit.
+    /// Each level's limiter; packets of a level without one travel at level 0, as the kernel's program has it.
     pub rules: [Option<Rule>; LEVELS],
     /// Each level's bound, ps; later is a violation.
     pub bounds_ps: [Option<Picos>; LEVELS],
@@ -146,6 +161,8 @@ struct Engine<'a> {
     /// Free places in `packets`, linked by `next`.
     free: u32,
     events: BinaryHeap<Reverse<Event>>,
+    /// Ports below this are hosts' own.
+    hosts: usize,
     outcome: Outcome,
 }
 
@@ -178,9 +195,9 @@ impl Engine<'_> {
         if now >= port.busy_until_ps && port.waiting == 0 {
             match self.setup.background {
                 // The lower frame began an instant ago.
-                Background::Worst(frame) => port.busy_until_ps = now + port.time_ps(frame),
-                Background::Part(frame) => {
-                    let part = scramble(now, index as u64) % (u64::from(frame) + 1);
+                Background::Worst(lower) => port.busy_until_ps = now + port.time_ps(lower.at(index, self.hosts)),
+                Background::Part(lower) => {
+                    let part = scramble(now, index as u64) % (u64::from(lower.at(index, self.hosts)) + 1);
                     port.busy_until_ps = now + port.time_ps(part as u32);
                 }
                 Background::None => {
@@ -275,6 +292,7 @@ pub fn run(setup: &Setup<'_>, sources: &mut [Source]) -> Outcome {
         packets: Vec::new(),
         free: NONE,
         events: BinaryHeap::new(),
+        hosts: setup.topology.shape().hosts() as usize,
         outcome: Outcome::default(),
     };
     let mut limiters: Vec<Limiter> = sources.iter().map(|_| Limiter::new(0)).collect();
@@ -301,43 +319,48 @@ pub fn run(setup: &Setup<'_>, sources: &mut [Source]) -> Outcome {
                 let message = source.message();
                 let limiter = &mut limiters[about as usize];
                 let rule = &setup.rules[level];
-                if rule.as_ref().is_some_and(|rule| !limiter.admit(rule, message.l2_bytes, local_ns)) {
-                    engine.outcome.levels[level].refused += 1;
-                } else {
-                    engine.outcome.levels[level].sent += 1;
-                    let route = setup.topology.route(host, message.destination, about);
-                    let place = engine.store(Packet {
-                        sent_ps: now,
-                        ports: route.ports,
-                        wire: on_wire(message.l2_bytes, setup.wire_overhead),
-                        next: NONE,
-                        source: host,
-                        tie: source.tie(),
-                        hop: 0,
-                        hops: route.len,
-                        level: level as u8,
-                    });
-                    engine.arrive(place, now);
+                let travels = match rule {
+                    Some(rule) => match rule.verdict(message.l2_bytes) {
+                        Verdict::Limited if limiter.admit(rule, message.l2_bytes, local_ns) => Some(level),
+                        Verdict::Demoted => Some(0),
+                        Verdict::Limited | Verdict::Dropped => None,
+                    },
+                    None => Some(0),
+                };
+                match travels {
+                    None => engine.outcome.levels[level].refused += 1,
+                    Some(travels) => {
+                        engine.outcome.levels[level].demoted += u64::from(travels != level);
+                        engine.outcome.levels[travels].sent += 1;
+                        let route = setup.topology.route(host, message.destination, about);
+                        let place = engine.store(Packet {
+                            sent_ps: now,
+                            ports: route.ports,
+                            wire: on_wire(message.l2_bytes, setup.wire_overhead),
+                            next: NONE,
+                            source: host,
+                            tie: source.tie(),
+                            hop: 0,
+                            hops: route.len,
+                            level: travels as u8,
+                        });
+                        engine.arrive(place, now);
+                    }
                 }
-                // The next packet that the limiter will ever let go, and when.
-                while let Some(due_ns) = source.advance(local_ns) {
+                // The next packet, when the limiter will let it go. One that it never lets go is due at once: then
+                // it is refused or demoted. Were all of a saturating source so, time would stand still.
+                if let Some(due_ns) = source.advance(local_ns) {
                     let at_ns = match rule {
-                        Some(rule) => limiter.earliest_ns(rule, source.message().l2_bytes, due_ns),
-                        None => Some(due_ns),
-                    };
-                    let Some(at_ns) = at_ns else {
-                        engine.outcome.levels[level].refused += 1;
-                        if source.endless() {
-                            break;
-                        }
-                        continue;
+                        Some(rule) => limiter
+                            .earliest_ns(rule, source.message().l2_bytes, due_ns)
+                            .unwrap_or(due_ns + u64::from(source.endless())),
+                        None => due_ns + u64::from(source.endless()),
                     };
                     let at = clock(host).true_ps(at_ns).max(now);
                     // Beyond the end of time, there is nothing.
                     if at <= setup.until_ps && at < Picos::MAX / 2 {
                         engine.events.push(Event::new(at, SEND, source.tie(), about));
                     }
-                    break;
                 }
             }
         }

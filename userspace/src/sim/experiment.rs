@@ -43,6 +43,7 @@ fn scenario(plan: Plan, shape: Shape, switch_delay: Nanos, limiter: Kind, seed: 
         limiter,
         mtu: 14,
         blocking: Blocking::None,
+        host_burst: 0,
         best_effort: None,
         everyone: true,
         buffer: None,
@@ -91,13 +92,18 @@ impl Sensitivity {
         Ok(plan.levels[0].bound_ns.unwrap_or(f64::NAN))
     }
 
+    /// What store and forward takes, ns: the least epsilon.
+    pub fn store_and_forward_ns(&self) -> f64 {
+        f64::from(self.max_packet) * 0.8
+    }
+
     /// Runs all factors.
     ///
     /// # Errors
     /// If a factor has no plan.
     pub fn run(&self) -> Result<Vec<Point>, PlanError> {
         // The switch adds what store and forward leaves of epsilon.
-        let packet_ns = f64::from(self.max_packet) * 0.8;
+        let packet_ns = self.store_and_forward_ns();
         let switch_delay = Nanos::from_ns((self.epsilon.ns() as f64 - packet_ns).max(0.0) as u64);
         // One more than those that send receives.
         let shape = Shape::Star { hosts: self.hosts + 1 };

@@ -59,6 +59,29 @@ pub struct Rule {
     pub window: Option<Window>,
 }
 
+/// What becomes of a packet for its size alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The limiter says when it goes.
+    Limited,
+    /// Too large for its level: it travels at level 0.
+    Demoted,
+    /// Too large for its level: it is dropped.
+    Dropped,
+}
+
+impl Rule {
+    /// Whether a packet is small enough for the level, and if not, what the level's rule is.
+    #[inline]
+    pub fn verdict(&self, l2_bytes: u32) -> Verdict {
+        match self.limit.cost_ns(l2_bytes, 1, wire_bytes(l2_bytes, 1)) {
+            Some(_) => Verdict::Limited,
+            None if self.limit.drops_oversize() => Verdict::Dropped,
+            None => Verdict::Demoted,
+        }
+    }
+}
+
 /// A budget for each window.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {

@@ -23,6 +23,8 @@ pub struct LevelOutcome {
     pub sent: u64,
     /// Packets that no limit would ever let go: too large.
     pub refused: u64,
+    /// Packets that travelled at level 0 instead: too large, or of a level that the plan does not have.
+    pub demoted: u64,
     /// Packets that a full buffer lost.
     pub lost: u64,
     /// Packets that came later than the bound.
@@ -94,6 +96,7 @@ impl LevelOutcome {
     fn merge(&mut self, other: &Self) {
         self.sent += other.sent;
         self.refused += other.refused;
+        self.demoted += other.demoted;
         self.lost += other.lost;
         self.violations += other.violations;
         if other.max_ps > self.max_ps {

@@ -3,7 +3,7 @@
 use qjump_ebpf::{LEVELS, Level};
 
 use super::{
-    engine::{Background, Clock, Setup, run},
+    engine::{Background, Clock, Lower, Setup, run},
     limiter::{Kind, Rule, Window},
     outcome::Outcome,
     source::{Pattern, Script, Size, Source, Target},
@@ -86,6 +86,8 @@ pub struct Scenario {
     pub mtu: u32,
     /// Whether a port without anything to send is in the middle of such a frame of a lower level.
     pub blocking: Blocking,
+    /// Wire bytes of lower levels that a host's NIC is in the middle of; at least a frame.
+    pub host_burst: u32,
     /// Best effort from every host to any other, as a share of its link.
     pub best_effort: Option<f64>,
     /// Whether all hosts send, even at levels that allow fewer.
@@ -115,7 +117,7 @@ impl Scenario {
             hops: self.shape.hops(),
             switch_delay: self.switch_delay,
             mtu: self.mtu,
-            host_burst: 0,
+            host_burst: self.host_burst,
         })
     }
 
@@ -125,10 +127,10 @@ impl Scenario {
         Topology::new(self.shape.clone(), self.routing, self.plan.network.link_rate.bps(), self.uplink, delay_ps)
     }
 
-    /// Each level's limiter.
+    /// Each level's limiter; one that lets everything go for a level without a limit.
     pub fn rules(&self) -> [Option<Rule>; LEVELS] {
         let mut rules = [None; LEVELS];
-        for level in self.plan.levels.iter().filter(|level| level.epoch_ns.is_some()) {
+        for level in &self.plan.levels {
             let Ok(limit) = level.limit() else { continue };
             let window = match (self.limiter, level.epoch_ns, level.rate_bps) {
                 (Kind::Window, Some(epoch_ns), Some(rate_bps)) => Some(Window {
@@ -181,17 +183,17 @@ impl Scenario {
             clocks,
             background: match self.blocking {
                 Blocking::None => Background::None,
-                Blocking::Whole => Background::Worst(self.lower_wire()),
-                Blocking::Part => Background::Part(self.lower_wire()),
+                Blocking::Whole => Background::Worst(self.lower()),
+                Blocking::Part => Background::Part(self.lower()),
             },
             buffer: self.buffer,
             until_ps: self.length_ps(),
         }
     }
 
-    /// A frame of a lower level, wire bytes.
-    fn lower_wire(&self) -> u32 {
-        on_wire(self.plan.network.mtu(), self.plan.network.overhead())
+    fn lower(&self) -> Lower {
+        let frame = on_wire(self.plan.network.mtu(), self.plan.network.overhead());
+        Lower { frame, host: frame.max(self.host_burst) }
     }
 
     /// Who may send at a level at once.
@@ -209,13 +211,17 @@ impl Scenario {
     /// How long a packet of `wire` bytes takes to the last host's port if nothing but lower frames is in
     /// its way, ps.
     pub(super) fn travel_ps(&self, topology: &Topology, host: u32, destination: u32, wire: u32) -> Picos {
-        let lower = if self.blocking == Blocking::Whole { self.lower_wire() } else { 0 };
+        let lower = match self.blocking {
+            Blocking::Whole => self.lower(),
+            _ => Lower { frame: 0, host: 0 },
+        };
         let route = topology.route(host, destination, 0);
         let ports = &route.ports[..usize::from(route.len) - 1];
         ports
             .iter()
             .map(|&port| {
                 let link = topology.links()[port as usize];
+                let lower = if port == host { lower.host } else { lower.frame };
                 (u128::from(wire + lower) * 8_000_000_000_000).div_ceil(u128::from(link.rate_bps)) as Picos
                     + link.delay_ps
             })
@@ -324,6 +330,7 @@ mod tests {
             limiter: Kind::Gcra,
             mtu: 1_514,
             blocking: Blocking::Whole,
+            host_burst: 0,
             best_effort: None,
             everyone: false,
             buffer: None,
@@ -405,6 +412,40 @@ mod tests {
         let level = &scenario.run().levels[7];
         assert!(level.lost > 0);
         assert_eq!(level.sent, level.delivered_count() + level.lost);
+    }
+
+    #[test]
+    fn what_does_not_fit_its_level_travels_at_level_0() {
+        let scenario = star(4, Model::Strict);
+        let script = |host: u32, level: u8, l2_bytes: u32| Script {
+            host,
+            level: Level::new(level).unwrap(),
+            messages: vec![(10, crate::sim::source::Message { destination: 3, l2_bytes })],
+        };
+        // Too large for level 7, a level that the plan does not have, and one that is in order.
+        let outcome = scenario.run_scripts(vec![script(0, 7, 1_000), script(1, 5, 100), script(2, 7, 100)], u64::MAX);
+        let seen = |level: usize| (outcome.levels[level].sent, outcome.levels[level].demoted);
+        assert_eq!((seen(7), seen(5), seen(0)), ((1, 1), (0, 1), (2, 0)));
+        // A level without a limit keeps its packets.
+        let mut free = scenario.clone();
+        free.plan.network.levels.push(LevelSpec::new(Level::new(5).unwrap(), Demand::Unlimited));
+        free.plan = free.plan.network.plan().unwrap();
+        let outcome = free.run_scripts(vec![script(1, 5, 1_000)], u64::MAX);
+        assert_eq!((outcome.levels[5].sent, outcome.levels[5].demoted), (1, 0));
+        let mut strict = scenario.clone();
+        strict.plan.levels[0].spec.oversize = qjump_ebpf::limiter::Oversize::Drop;
+        let outcome = strict.run_scripts(vec![script(0, 7, 1_000)], u64::MAX);
+        assert_eq!((outcome.levels[7].refused, outcome.levels[0].sent), (1, 0));
+    }
+
+    #[test]
+    fn a_gso_burst_in_the_nic_is_in_the_way() {
+        let mut scenario = star(12, Model::FanIn);
+        scenario.host_burst = 65_536;
+        scenario.plan = Network { delays: scenario.delays(), ..network(12, Model::FanIn) }.plan().unwrap();
+        let level = &scenario.run().levels[7];
+        // 65,536 B are 52.4 us at 10 Gbit/s.
+        assert!(level.max_ps > 52_000_000 && level.violations == 0, "{level:?}");
     }
 
     #[test]
