@@ -347,7 +347,7 @@ fn show(scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
     {
         let _ = write!(
             text,
-            " The plan's bound is for {} switches on a path; here there are {}.",
+            " The plan counts {} switches on a path, the longest here has {}.",
             path.hops,
             scenario.shape.hops()
         );
@@ -355,7 +355,7 @@ fn show(scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
     let bounds = scenario.bounds_ps();
     for level in seen(outcome).filter(|level| outcome.levels[level.index()].broken(bounds[level.index()])) {
         let result = &outcome.levels[level.index()];
-        let _ = write!(text, "\nBROKEN: level {level}: {} packets late, {} lost", result.violations, result.lost);
+        let _ = write!(text, "\nBROKEN: level {level}: {} late, {} lost", result.violations, result.lost);
         if result.violations > 0 {
             let worst = result.worst;
             let sent = show_ns(ns(worst.sent_ps));
