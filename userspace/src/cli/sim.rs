@@ -314,8 +314,20 @@ fn ns(ps: u64) -> f64 {
 }
 
 fn show(scenario: &Scenario, outcome: &Outcome) -> Result<(), Failure> {
-    let mut table =
-        Table::new(["level", "sent", "lost", "refused", "p50", "p99", "p99.9", "max", "bound", "max / bound", "later"]);
+    let mut table = Table::new([
+        "level",
+        "sent",
+        "demoted",
+        "refused",
+        "lost",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "bound",
+        "max / bound",
+        "late",
+    ]);
     for level in seen(outcome) {
         let result = &outcome.levels[level.index()];
         let bound = scenario.plan.level(level).and_then(|plan| plan.bound_ns);
