@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Failure, print};
 use crate::{
     dataplane::{self, Error, InterfaceStatus, LevelStatus},
-    plan::bound_in_force,
+    plan::{bound_in_force, show_factor},
     table::Table,
     units::{show_ns, show_rate},
 };
@@ -230,7 +230,7 @@ impl std::fmt::Display for Text<'_> {
             let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
             table.row([
                 level.to_string(),
-                or_none(factor(config, level).map(|factor| factor.to_string())),
+                or_none(factor(config, level).map(show_factor)),
                 or_none(epoch(config, level).map(show_ns)),
                 or_none(limit.map(|limit| show_ns(limit.tolerance_ns() as f64))),
                 permitted(config, level),

@@ -13,7 +13,7 @@ pub mod delays;
 mod text;
 
 pub use delays::{Delays, Path};
-pub use text::{Explanation, difference};
+pub use text::{Explanation, difference, show_factor};
 
 use bound::{Demand as Sent, Envelope, least_fixed_point};
 use delays::{Fixed, on_wire};

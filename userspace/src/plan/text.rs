@@ -42,14 +42,17 @@ impl LevelPlan {
     }
 
     fn show_factor(&self) -> String {
-        self.factor.map_or("unlimited".to_owned(), |factor| {
-            if factor < 0.001 {
-                return format!("{factor:.1e}");
-            }
-            let text = format!("{factor:.3}");
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        })
+        self.factor.map_or("unlimited".to_owned(), show_factor)
     }
+}
+
+/// A factor for people: `1`, `0.226`, `2.5e-5`.
+pub fn show_factor(factor: f64) -> String {
+    if factor < 0.001 {
+        return format!("{factor:.1e}");
+    }
+    let text = format!("{factor:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 impl Model {
