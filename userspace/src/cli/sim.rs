@@ -651,12 +651,22 @@ impl SensitivityCommand {
                         "aligned_ns": point.aligned_ns,
                         "random_ns": point.random_ns,
                         "window_ns": point.window_ns,
+                        "at_once_bytes": point.at_once,
+                        "window_at_once_bytes": point.window_at_once,
                     })
                 })
                 .collect();
             return print(format!("{:#}", json!({ "schema_version": 1, "bound_ns": bound_ns, "points": points })));
         }
-        let mut table = Table::new(["factor", "aligned", "random phases", "aligned, window limiter", "bound at f = 1"]);
+        let mut table = Table::new([
+            "factor",
+            "aligned",
+            "random phases",
+            "aligned, window limiter",
+            "bound at f = 1",
+            "one host at once",
+            "across a window's edge",
+        ]);
         for point in &points {
             let mark = |ns: f64| format!("{}{}", show_ns(ns), if ns > bound_ns { " !" } else { "  " });
             table.row([
@@ -665,6 +675,8 @@ impl SensitivityCommand {
                 mark(point.random_ns),
                 mark(point.window_ns),
                 show_ns(bound_ns),
+                format!("{} B", point.at_once),
+                format!("{} B", point.window_at_once),
             ]);
         }
         let last = |value: fn(&crate::sim::experiment::Point) -> f64| {

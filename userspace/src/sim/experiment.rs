@@ -5,12 +5,12 @@ use rayon::prelude::*;
 
 use super::{
     adversary::{Found, search},
-    limiter::Kind,
+    limiter::{Kind, Limiter, Rule},
     scenario::{Blocking, Destinations, Load, Phases, Scenario, scramble},
     topology::{Routing, Shape},
 };
 use crate::{
-    plan::{Delays, Demand, LevelSpec, Model, Network, Plan, PlanError},
+    plan::{Delays, Demand, LevelSpec, Model, Network, Plan, PlanError, delays::on_wire},
     units::Nanos,
 };
 
@@ -64,6 +64,29 @@ pub struct Point {
     pub random_ns: f64,
     /// The same with phases aligned and the window limiter of 2015.
     pub window_ns: f64,
+    /// Wire bytes that one host gets through at once with this limiter.
+    pub at_once: u64,
+    /// The same with the window limiter, across the edge of two windows.
+    pub window_at_once: u64,
+}
+
+/// The most wire bytes of largest packets that one limiter lets go within a nanosecond: after silence, or just
+/// before a window ends, which a small packet began, and just after.
+fn at_once(rule: &Rule, max_packet: u32, overhead: u32, epoch_ns: u64) -> u64 {
+    let burst = |began: bool| {
+        let mut limiter = Limiter::new(0);
+        if began {
+            limiter.admit(rule, max_packet.min(14), 1);
+        }
+        let mut bytes = 0;
+        for now_ns in [epoch_ns, epoch_ns + 1] {
+            while limiter.admit(rule, max_packet, now_ns) {
+                bytes += u64::from(on_wire(max_packet, overhead));
+            }
+        }
+        bytes
+    };
+    burst(false).max(burst(true))
 }
 
 /// The last figure of the paper: so many hosts send packets of 256 bytes to one, on 10 Gbit/s with fixed
@@ -115,7 +138,14 @@ impl Sensitivity {
                     let scenario = scenario(plan.clone(), shape.clone(), switch_delay, limiter, seed);
                     Scenario { phases, epochs: 40, ..scenario }.run().levels[7].max_ps as f64 / 1e3
                 };
+                let at_once = |limiter: Kind| {
+                    let scenario = scenario(plan.clone(), shape.clone(), switch_delay, limiter, 0);
+                    let epoch_ns = plan.levels[0].epoch_ns.unwrap_or(0.0) as u64;
+                    scenario.rules()[7].map_or(0, |rule| at_once(&rule, self.max_packet, 0, epoch_ns))
+                };
                 Ok(Point {
+                    at_once: at_once(Kind::Gcra),
+                    window_at_once: at_once(Kind::Window),
                     factor,
                     aligned_ns: longest(Kind::Gcra, Phases::Aligned, 0),
                     random_ns: (0..20)
@@ -203,6 +233,10 @@ mod tests {
         for point in &points {
             assert_eq!(point.aligned_ns <= bound, point.factor <= 1.0, "{point:?}");
         }
+        // Across the edge of two windows a host sends nearly two budgets; this limiter one.
+        let packets: Vec<(u64, u64)> = points.iter().map(|p| (p.at_once / 256, p.window_at_once / 256)).collect();
+        assert_eq!(packets[3], (3, 6), "{points:?}");
+        assert!(packets.iter().all(|(ours, windows)| ours <= windows), "{points:?}");
         // At factor 1 the bound is nearly reached.
         assert!(points[1].aligned_ns > 0.98 * bound, "{points:?}");
     }
