@@ -74,6 +74,7 @@ fn planning(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("plan");
     let levels = [(7, 1.0), (6, 1.0), (5, 0.5), (4, 1.0), (3, 4.0), (2, 16.0), (1, 100.0)];
     let large = network(10_000, &levels, Model::Strict, 5);
+    assert_eq!(large.plan().map(|plan| plan.levels.len()), Ok(7));
     group.bench_function("forwards, 10000 hosts, 8 levels", |bencher| bencher.iter(|| black_box(&large).plan()));
     let small = network(100, &[], Model::Strict, 3);
     for (name, apps) in [

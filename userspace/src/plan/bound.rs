@@ -132,8 +132,9 @@ impl Demand {
         f64::from(self.senders) * self.envelope.time_ns(self.scale * d_ns + self.offset_ns)
     }
 
-    /// Share of the slowest link in the long run, per D.
-    fn slope(&self) -> f64 {
+    /// How much more of its time there is for each ns that D is longer, in the long run. Together they must stay below
+    /// 1 for there to be a bound.
+    pub fn slope(&self) -> f64 {
         f64::from(self.senders) * self.envelope.share() * self.scale
     }
 }

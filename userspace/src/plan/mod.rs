@@ -30,6 +30,10 @@ use crate::units::{Nanos, Rate, show_rate};
 /// Version of the JSON of a plan.
 pub const SCHEMA_VERSION: u32 = 1;
 
+/// A bound for fewer than all hosts is sought among numbers of senders that leave some of the link: closer to a full one
+/// it would be a thousand times as long, and of no use.
+const MOST_LOAD: f64 = 0.9;
+
 /// Largest frame of Ethernet without tags, L2 bytes without FCS.
 pub const ETHERNET_MTU: u32 = 1_514;
 
@@ -478,6 +482,10 @@ impl Network {
                 for senders in shares.map(|n| n.floor() as u32).take_while(|&n| n > 0).take(tries) {
                     let own = Sent { senders, envelope, scale, offset_ns: 0.0 };
                     let all: Vec<Sent> = demands.iter().copied().chain([own]).collect();
+                    let load: f64 = all.iter().map(Sent::slope).sum();
+                    if senders < self.hosts && load > MOST_LOAD {
+                        continue;
+                    }
                     if let Some(d) = least_fixed_point(epsilon, &all) {
                         solved = Some((d, own.time_ns(d), senders));
                         break;
@@ -891,6 +899,16 @@ mod tests {
         network.levels[0].demand = Demand::Rate("399999999990bit".parse().unwrap());
         let plan = network.plan().unwrap();
         assert!(plan.levels[0].bound_ns.is_none_or(|bound| bound > 1e6), "{plan:?}");
+    }
+
+    #[test]
+    fn a_bound_for_fewer_is_worth_having() {
+        let mut network = strict(&[(7, 1.0), (6, 1.0), (3, 4.0), (2, 16.0), (1, 100.0)]);
+        network.hosts = 10_000;
+        let plan = network.plan().unwrap();
+        for level in &plan.levels[2..] {
+            assert!(level.bound_ns.is_none_or(|bound| bound < 1e3 * plan.levels[1].bound_ns.unwrap()), "{level:?}");
+        }
     }
 
     #[test]
