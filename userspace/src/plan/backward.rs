@@ -477,16 +477,16 @@ fn missed(network: &Network, apps: &[App], classes: &Classes, exhaustive: bool) 
         class.iter().for_each(|&index| change(&mut apps[index]));
         apps
     };
+    let by = |class: &[usize], ns: f64| {
+        with(class, &|app| app.deadline = app.deadline.max(Nanos::from_ns(ns.ceil() as u64)))
+    };
     let mut changes: Vec<(String, f64)> = Vec::new();
     // The class whose deadline has to move least, and the application of it that is due first.
     let longest_ns = 1e11;
     let mut late: Option<(usize, f64)> = None;
     for (number, class) in classes.iter().enumerate() {
         let deadline_ns = apps[class[0]].deadline.ns() as f64;
-        let does = |ns: f64| {
-            let later = |app: &mut App| app.deadline = app.deadline.max(Nanos::from_ns(ns.ceil() as u64));
-            serves(network, &with(class, &later))
-        };
+        let does = |ns: f64| serves(network, &by(class, ns));
         // Only if it beats the best so far.
         let ratio = late.map(|(best, ns)| ns / apps[classes[best][0]].deadline.ns() as f64);
         let limit_ns = ratio.map_or(longest_ns, |ratio| ratio * deadline_ns * 0.999);
@@ -496,10 +496,7 @@ fn missed(network: &Network, apps: &[App], classes: &Classes, exhaustive: bool) 
     }
     if let Some((number, ns)) = late.filter(|_| exhaustive) {
         let deadline_ns = apps[classes[number][0]].deadline.ns() as f64;
-        let does = |ns: f64| {
-            let later = |app: &mut App| app.deadline = app.deadline.max(Nanos::from_ns(ns.ceil() as u64));
-            solve(network, &with(&classes[number], &later), classes, true).is_some()
-        };
+        let does = |ns: f64| solve(network, &by(&classes[number], ns), classes, true).is_some();
         late = Some((number, edge(ns, deadline_ns, does)));
     }
     let app = late

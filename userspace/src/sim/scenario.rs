@@ -102,7 +102,8 @@ pub struct Scenario {
     pub seed: u64,
 }
 
-/// 2^-64 of a turn, spread evenly: the same for the same inputs on every machine.
+/// Number `index` of the random numbers that `seed` begins (SplitMix64: Steele, Lea, Flood 2014): the same on every
+/// machine, in any order.
 pub(super) fn scramble(seed: u64, index: u64) -> u64 {
     let mut x = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

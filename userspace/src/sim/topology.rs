@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use super::scenario::scramble;
+
 /// Most ports on a path: up and down three tiers of switches, and the host's own.
 pub const MAX_HOPS: usize = 6;
 
@@ -229,7 +231,9 @@ impl Topology {
         let first = 2 * hosts;
         let spread = |key: u32, ways: u32| match self.routing {
             Routing::Destination => key % ways,
-            Routing::Flow => mix(source, destination, flow) % ways,
+            Routing::Flow => {
+                (scramble(u64::from(source) << 32 | u64::from(destination), u64::from(flow)) % u64::from(ways)) as u32
+            }
         };
         match &self.shape {
             Shape::Star { .. } => {}
@@ -277,14 +281,6 @@ impl Topology {
         route.push(self.port_to(destination));
         route
     }
-}
-
-fn mix(a: u32, b: u32, c: u32) -> u32 {
-    // The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-    let mut x = (u64::from(a) << 40) ^ (u64::from(b) << 16) ^ u64::from(c);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 16) as u32
 }
 
 #[cfg(test)]
