@@ -94,16 +94,11 @@ fn draw_ccdf(path: &Path, title: &str, axes: &Axes<'_>, curves: &[Curve], bounds
 
     let (_, plot_y) = chart.plotting_area().get_pixel_range();
     for (index, curve) in curves.iter().enumerate() {
-        let style = &STYLES[index % STYLES.len()];
         let points: Vec<(f64, f64)> = curve.points.iter().map(|&(ns, share)| (ns / 1e3, share)).collect();
         if let Some(&last) = points.last() {
-            chart.draw_series([Circle::new(last, 3, style.colour.filled())])?;
+            chart.draw_series([Circle::new(last, 3, STYLES[index % STYLES.len()].colour.filled())])?;
         }
-        let stroke = style.colour.stroke_width(style.width);
-        match style.dash {
-            None => chart.draw_series(LineSeries::new(points, stroke))?,
-            Some((length, gap)) => chart.draw_series(DashedLineSeries::new(points, length, gap, stroke))?,
-        };
+        line(&mut chart, index, points)?;
         legend(&area, plot_y.start, index, &curve.name)?;
     }
     for (index, (name, ns)) in bounds.iter().enumerate() {
@@ -144,19 +139,27 @@ fn draw_lines(path: &Path, title: &str, axes: &Axes<'_>, curves: &[Curve], bound
     let (_, plot_y) = chart.plotting_area().get_pixel_range();
     // The last ones first: where they lie on each other, dashes show what is below.
     for (index, curve) in curves.iter().enumerate().rev() {
-        let style = &STYLES[index % STYLES.len()];
-        let stroke = style.colour.stroke_width(style.width);
-        let points: Vec<(f64, f64)> = curve.points.iter().copied().take_while(|point| point.1 <= top).collect();
-        match style.dash {
-            None => chart.draw_series(LineSeries::new(points, stroke))?,
-            Some((length, gap)) => chart.draw_series(DashedLineSeries::new(points, length, gap, stroke))?,
-        };
+        line(&mut chart, index, curve.points.iter().copied().take_while(|point| point.1 <= top).collect())?;
         legend(&area, plot_y.start, index, &curve.name)?;
     }
     chart.draw_series(LineSeries::new([(left, bound.1), (right, bound.1)], BLACK.stroke_width(2)))?;
     let (x, y) = chart.backend_coord(&(right, bound.1));
     area.draw(&Text::new(bound.0.to_owned(), (x - 170, y - 20), ("sans-serif", 15)))?;
     area.present()?;
+    Ok(())
+}
+
+/// The line of a curve, in the style of its place.
+fn line<'a, C>(chart: &mut ChartContext<'a, SVGBackend<'a>, C>, index: usize, points: Vec<(f64, f64)>) -> Drawn
+where
+    C: plotters::coord::CoordTranslate<From = (f64, f64)>,
+{
+    let style = &STYLES[index % STYLES.len()];
+    let stroke = style.colour.stroke_width(style.width);
+    match style.dash {
+        None => chart.draw_series(LineSeries::new(points, stroke))?,
+        Some((length, gap)) => chart.draw_series(DashedLineSeries::new(points, length, gap, stroke))?,
+    };
     Ok(())
 }
 

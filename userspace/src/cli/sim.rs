@@ -733,7 +733,7 @@ impl WitnessCommand {
         let bound_ns = scenario.plan.levels.first().and_then(|level| level.bound_ns).unwrap_or(f64::NAN);
         print(format!(
             "{}, {} hosts, {} B at {}: the published bound is {}. Host {}'s packet of {} to host {} took {}: {:.3} of it.\n\
-             The schedule is built in; {} runs of the adversary did not make it worse than that. Saved (--save FILE), it can \
+             It is the worst of a built-in schedule and {} runs of the adversary from there on. Saved (--save FILE), it can \
              be run again:\n{again}",
             scenario.shape,
             scenario.shape.hosts(),

@@ -528,11 +528,7 @@ impl Network {
                     || (above.is_empty() && spaced && self.spread_ns(&fixed).is_none_or(|ns| 2.0 * ns <= epsilon)));
         }
         plan.limit().map_err(|source| PlanError::Limit { level, source })?;
-        let envelope = self.envelope(charge, packet, epoch_ns - tolerance_ns, spec.tolerance, burst);
-        let envelope = match envelope {
-            Envelope::Bucket { burst_ns, .. } => Envelope::Bucket { burst_ns, share: rate_bps / self.link_bps() },
-            spaced @ Envelope::Spaced { .. } => spaced,
-        };
+        let envelope = self.envelope(charge, packet, spacing_ns, spec.tolerance, burst);
         Ok((plan, Some(envelope)))
     }
 
