@@ -1,10 +1,10 @@
 //! The memory that the kernel and the user side share, byte for byte. All of it is pinned, so a
 //! change here is a change of [`VERSION`].
 
-use crate::{LEVELS, LevelLimit, REASONS};
+use crate::{LEVELS, Level, LevelLimit, REASONS};
 
 /// Version of everything in this module. Pins of another version are not reused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One configuration slot of the map [`crate::names::CONFIG`]. The program reads `flags` and
 /// `limits`; `plan` is there for people who ask what is in force.
@@ -22,6 +22,29 @@ pub struct Config {
 /// In [`Config::flags`]: write the level into the PCP of the frame's tag, and tag untagged frames of
 /// levels above 0 with VLAN 0.
 pub const FLAG_PRIORITY_TAG: u64 = 1;
+
+/// In [`Config::flags`]: the queue releases packets at their departure times (fq), so write them.
+pub const FLAG_DEPARTURE_TIMES: u64 = 2;
+/// In [`Config::flags`]: the queue has a class for each level (HTB), so write the class id into
+/// `skb->priority`.
+pub const FLAG_CLASSES: u64 = 4;
+
+/// Major number of the handles of the queue that a load sets up ("qj").
+pub const QUEUE_MAJOR: u16 = 0x716a;
+
+/// The class of a level in the queue of classes, as `skb->priority` names it (`htb_classify`,
+/// net/sched/sch_htb.c).
+#[inline(always)]
+pub const fn class_id(level: Level) -> u32 {
+    ((QUEUE_MAJOR as u32) << 16) | (level.number() as u32 + 1)
+}
+
+/// In [`PlanRecord::queue`]: the interface's queue is as it was found.
+pub const QUEUE_KEEP: u32 = 0;
+/// In [`PlanRecord::queue`]: HTB with a class for each level.
+pub const QUEUE_HTB: u32 = 1;
+/// In [`PlanRecord::queue`]: prio with an fq for each level.
+pub const QUEUE_FQ: u32 = 2;
 
 /// In [`PlanRecord::hook`]: a tcx link (Linux 6.6 and later).
 pub const HOOK_TCX: u32 = 0;
@@ -48,15 +71,26 @@ pub struct PlanRecord {
     pub netns: u64,
     /// Index of the interface in it. A name may change, this does not.
     pub ifindex: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// The host's queue: [`QUEUE_KEEP`], [`QUEUE_HTB`] or [`QUEUE_FQ`].
+    pub queue: u32,
     /// 1 if the load created the interface's clsact qdisc, so that unload may remove it.
     pub created_clsact: u32,
     /// Where the program is attached: [`HOOK_TCX`] or [`HOOK_CLSACT`].
     pub hook: u32,
+    /// Rate that the queue shapes everything to, bit/s; 0 if it does not.
+    pub host_rate_bps: u64,
+    /// Most segments of a GSO packet before the load, for unload to put back; 0 if the load left it alone.
+    pub gso_before: u32,
+    /// How many bytes of `queue_before` are used.
+    pub queue_before_len: u32,
+    /// What the queue was before the load, as the user side writes it.
+    pub queue_before: [u8; QUEUE_BEFORE],
     /// One record a level.
     pub levels: [LevelRecord; LEVELS],
 }
+
+/// Room for a description of a queue: a classless qdisc with its options.
+pub const QUEUE_BEFORE: usize = 448;
 
 /// One level of a plan, for `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -115,6 +149,10 @@ pub struct LevelCounters {
     /// `CLOCK_MONOTONIC` of the last packet, ns. Only levels with a limit write it: best effort never
     /// reads the clock.
     pub last_ns: u64,
+    /// Packets that had to wait in the queue; each segment counts.
+    pub waited_packets: u64,
+    /// The longest of these waits, ns.
+    pub worst_wait_ns: u64,
 }
 
 /// Packets and their wire bytes.
@@ -128,10 +166,10 @@ pub struct Count {
 }
 
 // What the pins of this VERSION look like. If one of these fails, raise VERSION.
-const _: () = assert!(size_of::<LevelLimit>() == 96);
-const _: () = assert!(size_of::<Config>() == 8 + 96 * 8 + 64 + 40 * 8);
+const _: () = assert!(size_of::<LevelLimit>() == 112);
+const _: () = assert!(size_of::<Config>() == 8 + 112 * 8 + 80 + QUEUE_BEFORE + 40 * 8);
 const _: () = assert!(size_of::<State>() == 64 * 9);
-const _: () = assert!(size_of::<Counters>() == 8 * (REASONS * 16 + 8));
+const _: () = assert!(size_of::<Counters>() == 8 * (REASONS * 16 + 24));
 
 impl Config {
     /// Every level unlimited at level 0: what a slot holds before the first load.
@@ -147,9 +185,13 @@ impl Config {
             loaded_at_ns: 0,
             netns: 0,
             ifindex: 0,
-            reserved: 0,
+            queue: QUEUE_KEEP,
             created_clsact: 0,
             hook: HOOK_TCX,
+            host_rate_bps: 0,
+            gso_before: 0,
+            queue_before_len: 0,
+            queue_before: [0; QUEUE_BEFORE],
             levels: [LevelRecord {
                 factor: 0.0,
                 epoch_ns: 0.0,

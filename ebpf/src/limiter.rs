@@ -13,6 +13,10 @@
 //! * **By bytes**: a packet costs its wire bytes at the level's rate r, rounded up to whole ns. With
 //!   burst B, any window of length t sees at most B + r (t + 1 ns) bytes: 1 ns is the clock's resolution.
 //!
+//! A *paced* level, one with a horizon h, admits while `backlog + c <= burst + h` and says how long the
+//! packet has to wait in a queue until its backlog is down to the burst: `backlog + c - burst`. What
+//! leaves is then what a level without a horizon would admit, and nothing within the horizon is lost.
+//!
 //! # Live changes
 //! A change of plan must not hand out a second burst, and must not leave a level stuck behind a debt
 //! made at another rate. So the lowest bit of the word names the configuration *slot* in which the
@@ -20,7 +24,8 @@
 //! the backlog is worth the same number of bytes before and after ([`Carry`]). What exceeds the new
 //! burst drains first, at the old rate. Hence across a change no window admits more than the larger
 //! burst plus the larger rate times its length, and a level admits again at the latest after the old
-//! burst and one new packet have drained. A packet-charged level counts its largest packet's bytes for
+//! burst and one new packet have drained. Packets of a paced level that wait already keep the times they
+//! were given, so there a backlog never becomes shorter: it is worth at least as many ns as before. A packet-charged level counts its largest packet's bytes for
 //! every packet. From and to a configuration without a limit nothing is carried over.
 //!
 //! The protocol of a change (one writer, by a lock) is: write the idle slot; make it the active one;
@@ -76,6 +81,16 @@ pub enum Oversize {
     Drop = 1,
 }
 
+/// What happens to a packet that finds its level's budget used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Over {
+    /// It is dropped; on a paced level, if it would have to wait beyond the horizon.
+    Drop = 0,
+    /// It leaves at the next lower level that admits it, with that level's mark.
+    Demote = 1,
+}
+
 /// How a backlog in the time of the configuration before becomes one in the time of this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -84,7 +99,7 @@ pub struct Carry {
     mult: u64,
     /// See `mult`.
     shift: u64,
-    /// The old backlog, ns, that is worth exactly the new burst. What is beyond drains at the old rate.
+    /// The old backlog, ns, that is worth exactly the new reach. What is beyond drains at the old rate.
     knee_ns: u64,
     /// The longest backlog that the old configuration could make, ns. 0: nothing is carried over.
     ceiling_ns: u64,
@@ -96,6 +111,8 @@ pub struct Carry {
 pub struct LevelLimit {
     charge: u32,
     oversize: u32,
+    over: u32,
+    reserved: u32,
     /// Largest packet, L2 bytes without FCS.
     max_packet: u32,
     /// [`Charge::Byte`]: most wire bytes of one packet, its segments together.
@@ -104,9 +121,11 @@ pub struct LevelLimit {
     epoch_ns: u64,
     /// [`Charge::Byte`]: ns per wire byte times 2^[`COST_SHIFT`], rounded up.
     ns_per_byte: u64,
-    /// Backlog after an admission is at most this, ns.
+    /// Backlog of what has left is at most this, ns.
     burst_ns: u64,
-    /// The longest backlog that a word of this slot can hold, ns: the burst and what was carried over.
+    /// The longest that a packet may wait for its departure, ns; 0: none waits.
+    horizon_ns: u64,
+    /// The longest backlog that a word of this slot can hold, ns: the reach and what was carried over.
     ceiling_ns: u64,
     /// The level's rate is `unit_bytes` wire bytes ...
     unit_bytes: u64,
@@ -122,7 +141,7 @@ pub enum LimitError {
     ZeroEpoch,
     /// A rate below [`MIN_RATE_BPS`], in bit/s.
     RateTooLow(u64),
-    /// A burst, in ns, above [`MAX_BURST_NS`].
+    /// A burst, with the horizon, in ns, above [`MAX_BURST_NS`].
     BurstTooLong(u64),
     /// A burst smaller than the wire bytes of the largest packet: that packet could never pass.
     BurstBelowPacket {
@@ -163,11 +182,14 @@ impl LevelLimit {
         Self {
             charge: charge as u32,
             oversize: Oversize::Demote as u32,
+            over: Over::Drop as u32,
+            reserved: 0,
             max_packet: u32::MAX,
             max_wire: 0,
             epoch_ns: 0,
             ns_per_byte: 0,
             burst_ns: 0,
+            horizon_ns: 0,
             ceiling_ns: 0,
             unit_bytes: 0,
             unit_ns: 0,
@@ -241,21 +263,53 @@ impl LevelLimit {
         })
     }
 
+    /// This limit, with packets that wait up to `horizon_ns` for their departure instead of being dropped.
+    ///
+    /// # Errors
+    /// If burst and horizon together exceed [`MAX_BURST_NS`].
+    pub fn paced(mut self, horizon_ns: u64) -> Result<Self, LimitError> {
+        let reach_ns = self.burst_ns.saturating_add(horizon_ns);
+        if reach_ns > MAX_BURST_NS {
+            return Err(LimitError::BurstTooLong(reach_ns));
+        }
+        self.horizon_ns = horizon_ns;
+        self.ceiling_ns = reach_ns;
+        Ok(self)
+    }
+
+    /// This limit, with packets that step down to lower levels instead of being dropped.
+    #[must_use]
+    pub const fn demoting(mut self) -> Self {
+        self.over = Over::Demote as u32;
+        self
+    }
+
+    /// This byte-charged limit, with packets of at most `wire_bytes` wire bytes, and of one largest packet.
+    #[must_use]
+    pub fn with_max_wire(mut self, wire_bytes: u32) -> Self {
+        self.max_wire = self.max_wire.min(wire_bytes.max(crate::frame::wire_bytes(self.max_packet, 1)));
+        self
+    }
+
     /// This limit, ready to take over the words that `old` left.
     #[must_use]
     pub fn replacing(mut self, old: &Self) -> Self {
         if self.burst_ns == 0 || old.burst_ns == 0 {
-            self.ceiling_ns = self.burst_ns;
+            self.ceiling_ns = self.reach_ns();
             self.carry = Carry::default();
             return self;
         }
         // old rate / new rate, exact in 128 bits: bytes are below 2^32 and times at most 2^40, so the
         // products are at most 2^72, and 2^110 with the burst.
-        let over = u128::from(old.unit_bytes) * u128::from(self.unit_ns);
+        let mut over = u128::from(old.unit_bytes) * u128::from(self.unit_ns);
         let under = u128::from(old.unit_ns) * u128::from(self.unit_bytes);
-        self.carry = Carry::new(over, under, self.burst_ns, old.ceiling_ns);
+        if self.horizon_ns > 0 || old.horizon_ns > 0 {
+            // Packets that wait have their times already; those after them must not leave before them.
+            over = over.max(under);
+        }
+        self.carry = Carry::new(over, under, self.reach_ns(), old.ceiling_ns);
         // An excess that `old` itself had taken over has drained by now, or is forgotten.
-        self.ceiling_ns = self.burst_ns + old.burst_ns;
+        self.ceiling_ns = self.reach_ns() + old.reach_ns();
         self
     }
 
@@ -274,6 +328,29 @@ impl LevelLimit {
     #[inline(always)]
     pub const fn drops_oversize(&self) -> bool {
         self.oversize == Oversize::Drop as u32
+    }
+
+    /// Whether packets over the limit try the next lower level.
+    #[inline(always)]
+    pub const fn demotes(&self) -> bool {
+        self.over == Over::Demote as u32
+    }
+
+    /// The longest that a packet may wait for its departure, ns; 0 for a level that is not paced.
+    #[inline(always)]
+    pub const fn horizon_ns(&self) -> u64 {
+        self.horizon_ns
+    }
+
+    /// The longest backlog after an admission, ns.
+    #[inline(always)]
+    pub const fn reach_ns(&self) -> u64 {
+        self.burst_ns + self.horizon_ns
+    }
+
+    /// Most wire bytes of one packet of a byte-charged level, its segments together.
+    pub const fn max_wire(&self) -> u32 {
+        self.max_wire
     }
 
     /// Largest packet, L2 bytes.
@@ -329,9 +406,9 @@ const fn cost_of(wire_bytes: u32, ns_per_byte: u64) -> u64 {
 }
 
 impl Carry {
-    fn new(over: u128, under: u128, burst_ns: u64, ceiling_ns: u64) -> Self {
+    fn new(over: u128, under: u128, reach_ns: u64, ceiling_ns: u64) -> Self {
         const MANTISSA: u128 = 1 << 24;
-        let knee_ns = u64::try_from(u128::from(burst_ns) * under / over).unwrap_or(u64::MAX);
+        let knee_ns = u64::try_from(u128::from(reach_ns) * under / over).unwrap_or(u64::MAX);
         let mut shift = 0;
         while shift < 38 && (over << (shift + 1)).div_ceil(under) < MANTISSA {
             shift += 1;
@@ -342,20 +419,20 @@ impl Carry {
     }
 
     #[inline(always)]
-    const fn over(&self, backlog_ns: u64, burst_ns: u64) -> u64 {
+    const fn over(&self, backlog_ns: u64, reach_ns: u64) -> u64 {
         if self.ceiling_ns == 0 {
             return 0;
         }
         if backlog_ns > self.ceiling_ns + IMPLAUSIBLE_NS {
-            // Not made by the old configuration. No less than a full burst, for it may be worth that.
-            return burst_ns;
+            // Not made by the old configuration. No less than all there may be, for it may be worth that.
+            return reach_ns;
         }
         if backlog_ns > self.knee_ns {
-            return burst_ns + (backlog_ns - self.knee_ns);
+            return reach_ns + (backlog_ns - self.knee_ns);
         }
         let shift = self.shift & 63;
         let new = (backlog_ns * self.mult + ((1 << shift) - 1)) >> shift;
-        if new < burst_ns { new } else { burst_ns }
+        if new < reach_ns { new } else { reach_ns }
     }
 }
 
@@ -374,6 +451,8 @@ pub trait LevelState {
 pub enum Admission {
     /// The packet is within the limit and has been charged.
     Admitted,
+    /// The packet has been charged and may leave after so many ns. Paced levels only.
+    Wait(u64),
     /// The packet is over the limit; nothing was charged.
     Over,
     /// The configuration that the caller read is no longer in force: read again, ask again.
@@ -413,7 +492,7 @@ pub const fn word_at(now_ns: u64, backlog_ns: u64, slot: u64) -> u64 {
 #[inline(always)]
 const fn backlog_in(limit: &LevelLimit, slot: u64, word: u64, now_ns: u64) -> u64 {
     let backlog = backlog_ns(word, now_ns);
-    if slot_of(word) == slot & 1 { backlog } else { limit.carry.over(backlog, limit.burst_ns) }
+    if slot_of(word) == slot & 1 { backlog } else { limit.carry.over(backlog, limit.reach_ns()) }
 }
 
 /// Asks for a packet that costs `cost_ns` under `limit`, the level's limit in configuration `slot`.
@@ -434,19 +513,20 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
             }
         }
         let backlog = backlog_in(limit, slot, word, now_ns);
-        if backlog + cost_ns > limit.burst_ns {
+        let after = backlog + cost_ns;
+        if after > limit.reach_ns() {
             let plausible = backlog <= limit.ceiling_ns.wrapping_add(IMPLAUSIBLE_NS);
             if !plausible || slot_of(word) != slot & 1 {
                 // A damaged word: without this the level would be shut until the clock reached it. Or a
                 // word of the other slot, which may be damaged as well, and does not show it afterwards.
-                let backlog = if plausible { backlog } else { limit.burst_ns };
+                let backlog = if plausible { backlog } else { limit.reach_ns() };
                 state.compare_exchange(word, word_at(now_ns, backlog, slot));
             }
             return Admission::Over;
         }
-        let seen = state.compare_exchange(word, word_at(now_ns, backlog + cost_ns, slot));
+        let seen = state.compare_exchange(word, word_at(now_ns, after, slot));
         if seen == word {
-            return Admission::Admitted;
+            return if after > limit.burst_ns { Admission::Wait(after - limit.burst_ns) } else { Admission::Admitted };
         }
         word = seen;
     }

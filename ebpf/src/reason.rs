@@ -1,7 +1,7 @@
 //! Why a packet was passed or dropped.
 
 /// How many reasons there are.
-pub const REASONS: usize = 10;
+pub const REASONS: usize = 12;
 
 /// The one verdict that each packet gets. Numbers are part of the pinned counters' layout: add at the
 /// end, never renumber.
@@ -29,6 +29,10 @@ pub enum Reason {
     Contended = 8,
     /// Dropped: the header could not be made writable, so the packet would have carried another mark.
     MarkFailed = 9,
+    /// Dropped: it would have had to wait longer than the horizon of its level.
+    BeyondHorizon = 10,
+    /// Left at a lower level that admitted it: the level's budget was used up. Counted at the level asked for.
+    OverDemoted = 11,
 }
 
 impl Reason {
@@ -44,6 +48,8 @@ impl Reason {
         Self::Malformed,
         Self::Contended,
         Self::MarkFailed,
+        Self::BeyondHorizon,
+        Self::OverDemoted,
     ];
 
     /// The reason as an index into the counters.
@@ -55,12 +61,15 @@ impl Reason {
     /// Whether the packet was dropped.
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
-        matches!(self, Self::OverLimit | Self::OversizeDropped | Self::Contended | Self::MarkFailed)
+        matches!(
+            self,
+            Self::OverLimit | Self::OversizeDropped | Self::Contended | Self::MarkFailed | Self::BeyondHorizon
+        )
     }
 
-    /// Whether a packet that asked for another level left at level 0.
+    /// Whether a packet left at a lower level than it asked for.
     pub const fn is_demotion(self) -> bool {
-        matches!(self, Self::OversizeDemoted | Self::NotConfigured)
+        matches!(self, Self::OversizeDemoted | Self::NotConfigured | Self::OverDemoted)
     }
 
     /// The name in tables, JSON and metrics.
@@ -76,6 +85,8 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Contended => "contended",
             Self::MarkFailed => "mark_failed",
+            Self::BeyondHorizon => "beyond_horizon",
+            Self::OverDemoted => "over_demoted",
         }
     }
 }

@@ -85,7 +85,7 @@ impl Host {
                     prop_assert!(slot != self.active(), "stale without a change");
                     slot = self.active();
                 }
-                Admission::Contended => prop_assert!(false, "contended on one thread"),
+                answer @ (Admission::Contended | Admission::Wait(_)) => prop_assert!(false, "{answer:?} on one thread"),
             }
         }
         unreachable!()
