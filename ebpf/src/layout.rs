@@ -29,6 +29,9 @@ pub const FLAG_DEPARTURE_TIMES: u64 = 2;
 /// `skb->priority`.
 pub const FLAG_CLASSES: u64 = 4;
 
+/// How long a socket that was demoted must have sent nothing until it may use its own level again, ns.
+pub const DEMOTION_IDLE_NS: u64 = 1_000_000_000;
+
 /// Major number of the handles of the queue that a load sets up ("qj").
 pub const QUEUE_MAJOR: u16 = 0x716a;
 

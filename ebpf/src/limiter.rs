@@ -112,7 +112,8 @@ pub struct LevelLimit {
     charge: u32,
     oversize: u32,
     over: u32,
-    reserved: u32,
+    /// [`Charge::Byte`]: fewest L2 bytes of a GSO packet's segments but the last; 0 if it does not matter.
+    least_segment: u32,
     /// Largest packet, L2 bytes without FCS.
     max_packet: u32,
     /// [`Charge::Byte`]: most wire bytes of one packet, its segments together.
@@ -183,7 +184,7 @@ impl LevelLimit {
             charge: charge as u32,
             oversize: Oversize::Demote as u32,
             over: Over::Drop as u32,
-            reserved: 0,
+            least_segment: 0,
             max_packet: u32::MAX,
             max_wire: 0,
             epoch_ns: 0,
@@ -291,6 +292,14 @@ impl LevelLimit {
         self
     }
 
+    /// This limit, with GSO packets of smaller segments counted as oversize: for a queue that counts what a
+    /// frame takes beside its bytes once a packet, and not once a segment.
+    #[must_use]
+    pub const fn with_least_segment(mut self, l2_bytes: u32) -> Self {
+        self.least_segment = l2_bytes;
+        self
+    }
+
     /// This limit, ready to take over the words that `old` left.
     #[must_use]
     pub fn replacing(mut self, old: &Self) -> Self {
@@ -389,7 +398,10 @@ impl LevelLimit {
                 }
             }
             Charge::Byte => {
-                if wire_bytes > self.max_wire || (segments <= 1 && l2_bytes > self.max_packet) {
+                if wire_bytes > self.max_wire
+                    || (segments <= 1 && l2_bytes > self.max_packet)
+                    || l2_bytes < self.least_segment.saturating_mul(segments.saturating_sub(1))
+                {
                     None
                 } else {
                     Some(cost_of(wire_bytes, self.ns_per_byte))
@@ -498,6 +510,18 @@ const fn backlog_in(limit: &LevelLimit, slot: u64, word: u64, now_ns: u64) -> u6
 /// Asks for a packet that costs `cost_ns` under `limit`, the level's limit in configuration `slot`.
 #[inline(always)]
 pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u64, now_ns: u64) -> Admission {
+    admit_in::<TRIES, S>(state, slot, limit, cost_ns, now_ns)
+}
+
+/// [`admit`] with another number of tries, for callers that have something else to try.
+#[inline(always)]
+pub fn admit_in<const TRIES: usize, S: LevelState>(
+    state: &S,
+    slot: u64,
+    limit: &LevelLimit,
+    cost_ns: u64,
+    now_ns: u64,
+) -> Admission {
     let mut word = state.load();
     for _ in 0..TRIES {
         if slot_of(word) != slot & 1 {

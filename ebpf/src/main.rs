@@ -8,6 +8,7 @@
 #![expect(internal_features, reason = "core::sync::atomic has no compare_exchange for the BPF target")]
 #![feature(core_intrinsics)]
 
+mod demoted;
 mod packet;
 mod shared;
 
@@ -21,6 +22,7 @@ use packet::{Header, Kind, Packet};
 use qjump_ebpf::{
     Admission, Charge, Level, Reason, admit,
     frame::{VLAN_TAG, wire_bytes},
+    layout::class_id,
 };
 use shared::{Slot, limiter_word};
 
@@ -30,12 +32,14 @@ struct Verdict {
     reason: Reason,
     /// When the packet was seen, if its level made the program read the clock; else 0.
     now_ns: u64,
+    /// How long it has to wait in the queue.
+    wait_ns: u64,
 }
 
 impl Verdict {
     #[inline(always)]
     const fn unclocked(level: Level, reason: Reason) -> Self {
-        Self { level, reason, now_ns: 0 }
+        Self { level, reason, now_ns: 0, wait_ns: 0 }
     }
 }
 
@@ -65,6 +69,8 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
 }
 
 /// Marks the packet and asks the limiter; `None` if the configuration in `slot` is no longer in force.
+///
+/// Marks first: behind the limiter's loop the verifier would follow all of the marking from each of its turns.
 #[inline(always)]
 fn judge(
     packet: &Packet<'_>,
@@ -80,8 +86,8 @@ fn judge(
         Kind::Malformed => Some(Reason::Malformed),
         Kind::Ipv4 | Kind::Ipv6 => None,
     };
-    // The level to count at, the reason so far, the level to mark with, and what the limiter is asked for.
-    let (counted, mut reason, marked, cost_ns) = match (not_ip, asked) {
+    // The level to count at, the reason so far, the level to leave at, and what the limiter is asked for.
+    let (counted, reason, leaves, cost_ns) = match (not_ip, asked) {
         (Some(reason), _) => (Level::BEST_EFFORT, reason, Level::BEST_EFFORT, None),
         (None, None) => (Level::BEST_EFFORT, Reason::UnknownPriority, Level::BEST_EFFORT, None),
         (None, Some(Level::BEST_EFFORT)) => (Level::BEST_EFFORT, Reason::Passed, Level::BEST_EFFORT, None),
@@ -98,26 +104,62 @@ fn judge(
             }
         }
     };
-    if packet.mark(header, marked, slot.tags_priority()).is_err() {
+    if send_at(packet, header, slot, leaves).is_err() {
         return Some(Verdict::unclocked(counted, Reason::MarkFailed));
-    }
-    if marked == Level::BEST_EFFORT && packet.names_limited_level() {
-        // The qdisc behind the program must not serve it among the levels that it may not have.
-        packet.set_priority(Level::BEST_EFFORT);
     }
     let Some(cost_ns) = cost_ns else {
         return Some(Verdict::unclocked(counted, reason));
     };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let word = limiter_word(counted)?;
-    match admit(&word, slot.number(), slot.limit(counted), cost_ns, now_ns) {
-        Admission::Admitted => {}
-        Admission::Over => reason = Reason::OverLimit,
-        Admission::Contended => reason = Reason::Contended,
-        Admission::Stale => return None,
+    let limit = slot.limit(counted);
+    let mut verdict = Verdict { level: counted, reason, now_ns, wait_ns: 0 };
+    let from = if limit.demotes() { demoted::level(packet, counted, now_ns) } else { counted };
+    if from == counted {
+        match admit(&limiter_word(counted)?, slot.number(), limit, cost_ns, now_ns) {
+            Admission::Admitted => {}
+            Admission::Wait(ns) => verdict.wait_ns = ns,
+            Admission::Over if limit.demotes() => verdict.reason = Reason::OverDemoted,
+            Admission::Over if limit.horizon_ns() > 0 => verdict.reason = Reason::BeyondHorizon,
+            Admission::Over => verdict.reason = Reason::OverLimit,
+            Admission::Contended => verdict.reason = Reason::Contended,
+            Admission::Stale => return None,
+        }
+    } else {
+        verdict.reason = Reason::OverDemoted;
     }
-    Some(Verdict { level: counted, reason, now_ns })
+    let mut horizon_ns = limit.horizon_ns();
+    if verdict.reason == Reason::OverDemoted {
+        let from = if from == counted { counted.number() - 1 } else { from.number() };
+        let (lower, wait_ns) = demoted::step_down(slot, from, l2_bytes, segments, wire_bytes, now_ns)?;
+        // The header is another one since it was marked.
+        if send_at(packet, &packet.header(), slot, lower).is_err() {
+            verdict.reason = Reason::MarkFailed;
+            return Some(verdict);
+        }
+        demoted::remember(packet, lower, now_ns);
+        verdict.wait_ns = wait_ns;
+        horizon_ns = slot.limit(lower).horizon_ns();
+    }
+    if slot.has_departure_times() && horizon_ns > 0 {
+        // Also without a wait: a time that the sender asked for is not one that the limiter counted with.
+        packet.set_departure(now_ns + verdict.wait_ns);
+    }
+    Some(verdict)
+}
+
+/// Makes the packet one of `level`, for switches by its mark and for the queue behind the program by its
+/// priority.
+#[inline(always)]
+fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level) -> Result<(), ()> {
+    packet.mark(header, level, slot.tags_priority())?;
+    if level != Level::BEST_EFFORT {
+        packet.set_priority(if slot.has_classes() { class_id(level) } else { level.number().into() });
+    } else if packet.names_limited_level() || slot.has_classes() {
+        // The queue must not serve it among those that it is not one of.
+        packet.set_priority(0);
+    }
+    Ok(())
 }
 
 #[cfg(not(test))]

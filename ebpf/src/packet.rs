@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_sock},
     helpers::{bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push},
     programs::TcContext,
 };
@@ -69,10 +69,25 @@ impl<'a> Packet<'a> {
         unsafe { (*self.skb).priority }
     }
 
+    /// Sets what the queue goes by: a level, or a class.
     #[inline(always)]
-    pub fn set_priority(&self, level: Level) {
+    pub fn set_priority(&self, priority: u32) {
         // SAFETY: as in `priority`; the field is writable for this program type.
-        unsafe { (*self.skb).priority = u32::from(level.number()) }
+        unsafe { (*self.skb).priority = priority }
+    }
+
+    /// Sets when fq lets the packet go: `CLOCK_MONOTONIC`, ns.
+    #[inline(always)]
+    pub fn set_departure(&self, at_ns: u64) {
+        // SAFETY: as in `set_priority`.
+        unsafe { (*self.skb).tstamp = at_ns }
+    }
+
+    /// The socket that sends the packet; null if none of this host does.
+    #[inline(always)]
+    pub fn socket(&self) -> *mut bpf_sock {
+        // SAFETY: as in `priority`.
+        unsafe { (*self.skb).__bindgen_anon_2.sk }
     }
 
     /// Whether `skb->priority` names a level above best effort.

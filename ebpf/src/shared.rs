@@ -9,7 +9,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
-use qjump_ebpf::{Config, Counters, Level, LevelLimit, LevelState, State, layout::FLAG_PRIORITY_TAG};
+use qjump_ebpf::{
+    Config, Counters, Level, LevelLimit, LevelState, State,
+    layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG},
+};
 
 use crate::Verdict;
 
@@ -43,7 +46,13 @@ impl Slot {
     pub fn in_force() -> Option<Self> {
         let state = STATE.get_ptr(0)?;
         // SAFETY: map values live as long as the program, and `active` is one aligned word.
-        let number = unsafe { read_volatile(addr_of!((*state).active)) } & 1;
+        Self::numbered(unsafe { read_volatile(addr_of!((*state).active)) })
+    }
+
+    /// The configuration in slot 0 or 1.
+    #[inline(always)]
+    pub fn numbered(number: u64) -> Option<Self> {
+        let number = number & 1;
         Some(Self { number, config: CONFIG.get(number as u32)? })
     }
 
@@ -55,6 +64,16 @@ impl Slot {
     #[inline(always)]
     pub const fn tags_priority(self) -> bool {
         self.config.flags & FLAG_PRIORITY_TAG != 0
+    }
+
+    #[inline(always)]
+    pub const fn has_departure_times(self) -> bool {
+        self.config.flags & FLAG_DEPARTURE_TIMES != 0
+    }
+
+    #[inline(always)]
+    pub const fn has_classes(self) -> bool {
+        self.config.flags & FLAG_CLASSES != 0
     }
 
     #[inline(always)]
@@ -118,6 +137,12 @@ pub fn count(verdict: &Verdict, segments: u32, wire_bytes: u32) {
         count.bytes += u64::from(wire_bytes);
         if verdict.now_ns != 0 {
             level.last_ns = verdict.now_ns;
+        }
+        if verdict.wait_ns != 0 {
+            level.waited_packets += u64::from(segments);
+            if verdict.wait_ns > level.worst_wait_ns {
+                level.worst_wait_ns = verdict.wait_ns;
+            }
         }
     }
 }

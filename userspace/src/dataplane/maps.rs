@@ -144,7 +144,7 @@ impl Maps {
     }
 
     /// Ends a change: no word and no packet on its way belongs to the other slot afterwards, and what
-    /// exceeded the new bursts has drained, so that the next change can count it exactly.
+    /// exceeded the new bursts (with their horizons) has drained, so that the next change can count it exactly.
     fn settle(&self) {
         self.carry_all_over();
         grace_period();
@@ -152,7 +152,7 @@ impl Maps {
         let deadline = Instant::now() + LONGEST_DRAIN;
         let exceeds = |level: Level| {
             let limit = &config.limits[level.index()];
-            limit.burst_ns() > 0 && backlog_ns(self.state.level(level).load(), monotonic_ns()) > limit.burst_ns()
+            limit.burst_ns() > 0 && backlog_ns(self.state.level(level).load(), monotonic_ns()) > limit.reach_ns()
         };
         while Level::strictest_first().any(exceeds) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -170,10 +170,13 @@ impl Maps {
     /// What happened to each level's packets, all CPUs together.
     pub fn counters(&self) -> io::Result<[LevelCounters; LEVELS]> {
         let per_cpu = self.counters.get(&0, 0).map_err(io::Error::other)?;
-        let mut sum = [LevelCounters { reasons: [Count::default(); _], last_ns: 0 }; LEVELS];
+        let mut sum =
+            [LevelCounters { reasons: [Count::default(); _], last_ns: 0, waited_packets: 0, worst_wait_ns: 0 }; LEVELS];
         for counters in per_cpu.iter() {
             for (sum, level) in sum.iter_mut().zip(&counters.levels) {
                 sum.last_ns = sum.last_ns.max(level.last_ns);
+                sum.waited_packets += level.waited_packets;
+                sum.worst_wait_ns = sum.worst_wait_ns.max(level.worst_wait_ns);
                 for (sum, count) in sum.reasons.iter_mut().zip(&level.reasons) {
                     sum.packets += count.packets;
                     sum.bytes += count.bytes;
