@@ -362,6 +362,29 @@ impl LevelLimit {
         self.max_wire
     }
 
+    /// [`Charge::Packet`]: what each packet costs, ns.
+    pub const fn epoch_ns(&self) -> u64 {
+        self.epoch_ns
+    }
+
+    /// [`Charge::Byte`]: the rate that packets pay, wire bytes per second, rounded down.
+    pub const fn bytes_per_second(&self) -> u64 {
+        match (1_000_000_000u64 << COST_SHIFT).checked_div(self.ns_per_byte) {
+            Some(rate) => rate,
+            None => 0,
+        }
+    }
+
+    /// [`Charge::Byte`]: fewest L2 bytes of a GSO packet's segments but the last.
+    pub const fn least_segment(&self) -> u32 {
+        self.least_segment
+    }
+
+    /// [`Charge::Byte`]: the price of so many wire bytes, ns.
+    pub const fn time_ns(&self, wire_bytes: u32) -> u64 {
+        cost_of(wire_bytes, self.ns_per_byte)
+    }
+
     /// Largest packet, L2 bytes.
     pub const fn max_packet(&self) -> u32 {
         self.max_packet

@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::{
     plan::{
-        Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, Path, Plan,
+        Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, OverRule, Path, Plan,
         backward::{App, Assigned},
         default_wire_overhead,
         delays::GSO_BURST,
@@ -100,6 +100,8 @@ pub struct FileLevel {
     burst: Option<u32>,
     #[serde(default)]
     oversize: OversizeRule,
+    #[serde(default)]
+    over: Option<OverRule>,
     #[serde(default = "no_tolerance")]
     tolerance: Nanos,
 }
@@ -130,6 +132,27 @@ pub struct Host {
     /// Whether to write the level into the frame's 802.1p priority too.
     #[serde(default)]
     pub pcp: bool,
+    /// What holds packets back.
+    #[serde(default)]
+    pub queue: QueueChoice,
+    /// Rate that the queue shapes everything to: for links that do not push back.
+    #[serde(default)]
+    pub rate: Option<Rate>,
+}
+
+/// What of the host holds packets back that find their level's budget used up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueChoice {
+    /// The best that the kernel has, where a level is paced and the queue is the kernel's own.
+    #[default]
+    Auto,
+    /// fq below strict priorities: packets leave at the times that the limiter gives them.
+    Fq,
+    /// HTB: a shaped class for each level, with strict priorities.
+    Htb,
+    /// Nothing: the queue stays as it is, and what is over a limit is dropped.
+    Keep,
 }
 
 /// What happens to packets larger than their level allows.
@@ -274,6 +297,7 @@ pub struct LevelArg {
     max_packet: Option<u32>,
     burst: Option<u32>,
     oversize: Option<OversizeRule>,
+    over: Option<OverRule>,
     tolerance: Option<Nanos>,
 }
 
@@ -298,6 +322,7 @@ impl FromStr for LevelArg {
             max_packet: None,
             burst: None,
             oversize: None,
+            over: None,
             tolerance: None,
         };
         for part in parts {
@@ -308,9 +333,10 @@ impl FromStr for LevelArg {
                 "max-packet" => arg.max_packet = Some(size()?),
                 "burst" => arg.burst = Some(size()?),
                 "oversize" => arg.oversize = Some(OversizeRule::from_str(value, true)?),
+                "over" => arg.over = Some(OverRule::from_str(value, true)?),
                 "tolerance" => arg.tolerance = Some(value.parse().map_err(|error| format!("{key}: {error}"))?),
                 _ => {
-                    let keys = ["charge", "max-packet", "burst", "oversize", "tolerance"];
+                    let keys = ["charge", "max-packet", "burst", "oversize", "over", "tolerance"];
                     return Err(format!("unknown key '{key}'{}, one of {}", meant(key, &keys), keys.join(", ")));
                 }
             }
@@ -360,6 +386,7 @@ impl LevelArg {
             max_packet: self.max_packet,
             burst: self.burst,
             oversize: self.oversize.unwrap_or(oversize).into(),
+            over: self.over,
             tolerance: self.tolerance.unwrap_or(if spaced { tolerance } else { no_tolerance() }),
             ..LevelSpec::new(self.level, self.demand)
         }
@@ -378,6 +405,7 @@ impl FileLevel {
             max_packet: self.max_packet,
             burst: self.burst,
             oversize: self.oversize.into(),
+            over: self.over,
             tolerance: self.tolerance,
             ..LevelSpec::new(self.level, demand)
         })
@@ -689,13 +717,14 @@ level = 4
         let seven = LevelSpec::new(Level::STRICTEST, Demand::Factor(1.0));
         assert_eq!(spec("7:1"), LevelSpec { tolerance: Nanos::from_ns(7), ..seven });
         assert_eq!(
-            spec("7:1mbit,charge=bytes,max-packet=1514,burst=9000,oversize=drop"),
+            spec("7:1mbit,charge=bytes,max-packet=1514,burst=9000,oversize=drop,over=demote"),
             LevelSpec {
                 demand: Demand::Rate(Rate::from_bps(1_000_000)),
                 charge: Some(Charge::Byte),
                 max_packet: Some(1_514),
                 burst: Some(9_000),
                 oversize: Oversize::Drop,
+                over: Some(OverRule::Demote),
                 ..seven
             }
         );

@@ -53,6 +53,18 @@ pub enum Model {
     FanIn,
 }
 
+/// What happens to a packet that finds its level's budget used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OverRule {
+    /// It is dropped.
+    Police,
+    /// It waits in the host's queue.
+    Pace,
+    /// It leaves at the next lower level that has room for it.
+    Demote,
+}
+
 /// What a level may send.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Demand {
@@ -81,6 +93,9 @@ pub struct LevelSpec {
     pub every_host: bool,
     /// What happens to larger packets.
     pub oversize: Oversize,
+    /// What happens to packets that find the budget used up; by default they wait where the host's queue can
+    /// hold them, and are dropped where it cannot.
+    pub over: Option<OverRule>,
     /// How much earlier than one epoch after the last a packet may come. The epoch grows by as much, so
     /// that spacing, and with it the bound, stay what they are. Packet-charged levels only.
     pub tolerance: Nanos,
@@ -97,6 +112,7 @@ impl LevelSpec {
             burst: None,
             every_host: false,
             oversize: Oversize::Demote,
+            over: None,
             tolerance: Nanos::from_ns(0),
         }
     }
