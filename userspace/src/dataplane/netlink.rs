@@ -2,15 +2,14 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkLayerType, LinkMessage},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::netlink::ask;
 
 /// What `load` needs to know of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,41 +40,6 @@ pub struct EgressFilter {
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
 const CLSACT_INGRESS: u16 = 0xfff2;
 const CLSACT_EGRESS: u16 = 0xfff3;
-
-fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut answers = Vec::new();
-    loop {
-        let (data, _) = socket.recv_from_full()?;
-        let mut rest = &data[..];
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?.length() as usize;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-            match answer.payload {
-                NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::Error(error) => {
-                    return if error.code.is_none() { Ok(answers) } else { Err(error.to_io()) };
-                }
-                NetlinkPayload::InnerMessage(message) => answers.push(message),
-                _ => {}
-            }
-            if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
-                return Ok(answers);
-            }
-            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
-        }
-    }
-}
 
 /// Looks an interface up by name; `None` if there is none in this network namespace.
 pub fn interface(name: &str) -> io::Result<Option<Interface>> {
