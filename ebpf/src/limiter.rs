@@ -285,10 +285,11 @@ impl LevelLimit {
         self
     }
 
-    /// This byte-charged limit, with packets of at most `wire_bytes` wire bytes, and of one largest packet.
+    /// This byte-charged limit, with packets of at most `wire_bytes` wire bytes.
     #[must_use]
     pub fn with_max_wire(mut self, wire_bytes: u32) -> Self {
-        self.max_wire = self.max_wire.min(wire_bytes.max(crate::frame::wire_bytes(self.max_packet, 1)));
+        self.max_wire = self.max_wire.min(wire_bytes);
+        self.max_packet = self.max_packet.min(self.max_wire.saturating_sub(crate::frame::WIRE_OVERHEAD));
         self
     }
 

@@ -6,3 +6,4 @@ pub mod frames;
 pub mod link;
 pub mod program;
 pub mod sender;
+pub mod tcp;

@@ -106,9 +106,9 @@ impl Link {
         command
     }
 
-    /// `qjump load` of [`PLAN`] and more arguments on the near interface.
+    /// `qjump load` of [`PLAN`] and more arguments on the near interface, the queue left alone.
     pub fn load(&self, more: &[&str]) -> Result<String> {
-        let mut arguments = vec!["load", "--interface", &self.device];
+        let mut arguments = vec!["load", "--interface", &self.device, "--queue", "keep"];
         arguments.extend(PLAN);
         arguments.extend(more);
         succeeded(&self.qjump(&arguments)?)

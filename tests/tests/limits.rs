@@ -29,7 +29,7 @@ fn flood(plans: &[&[&str]], level: u8, size: impl Fn(&mut Random) -> usize + Syn
     let link = Link::new()?;
     let mut witness = Witness::new(&link.far, &link.far_device)?;
     let load = |plan: &[&str]| {
-        let mut arguments = vec!["load", "--interface", &link.device];
+        let mut arguments = vec!["load", "--interface", &link.device, "--queue", "keep"];
         arguments.extend(plan);
         succeeded(&link.qjump(&arguments)?).map(drop)
     };

@@ -3,7 +3,12 @@
 use clap::Args;
 
 use super::{Failure, plan::NetworkArgs, print};
-use crate::dataplane::{self, Error, Hook, Request};
+use crate::{
+    config::QueueChoice,
+    dataplane::{self, Error, Hook, Request},
+    qdisc::Queue,
+    units::Rate,
+};
 
 /// Limit and mark what leaves through interfaces; again to replace plan and program
 #[derive(Args)]
@@ -19,6 +24,13 @@ pub struct LoadCommand {
     /// Where to attach the program
     #[arg(long, value_enum, default_value_t)]
     hook: Hook,
+    /// What holds packets back that are over a limit; with keep they are dropped [default: auto]
+    #[arg(long, value_enum)]
+    queue: Option<QueueChoice>,
+    /// Shape everything to this rate: for a virtual link that does not push back, so that packets wait on this
+    /// host, by level, and not behind it
+    #[arg(long, value_name = "RATE")]
+    host_rate: Option<Rate>,
 }
 
 /// Remove the program; the interface is as it was before the first load
@@ -46,13 +58,33 @@ impl LoadCommand {
                     .into(),
             ));
         }
-        let request = Request { interfaces, plan: &plan, pcp: host.pcp, hook: self.hook };
+        let request = Request {
+            interfaces,
+            plan: &plan,
+            pcp: host.pcp,
+            hook: self.hook,
+            queue: self.queue.unwrap_or(host.queue),
+            host_rate: self.host_rate.or(host.rate),
+        };
         let loaded = dataplane::load(&request)?;
         print(&plan)?;
         for one in loaded {
             let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
             let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };
             print(format!("{}: {what} ({}){stale}", one.interface, one.hook))?;
+            match (one.queue, one.why_kept) {
+                (Queue::Keep, None) => {}
+                (Queue::Keep, Some(why)) => {
+                    print(format!("{}: over a limit, packets are dropped: {why}", one.interface))?
+                }
+                (queue, _) => print(format!("{}: over a limit, packets wait in {}", one.interface, queue.name()))?,
+            }
+            if let Some(cap) = one.gso_cap {
+                print(format!(
+                    "{}: GSO packets have at most {cap} segments now, so that bursts stay within the plan",
+                    one.interface
+                ))?;
+            }
         }
         Ok(())
     }

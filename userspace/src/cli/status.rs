@@ -16,6 +16,7 @@ use super::{Failure, print};
 use crate::{
     dataplane::{self, Error, InterfaceStatus, LevelStatus},
     plan::{bound_in_force, show_factor},
+    qdisc::Queue,
     table::Table,
     units::{show_ns, show_rate},
 };
@@ -83,7 +84,8 @@ impl StatusCommand {
                 );
             }
             if !self.watch {
-                let holds = !statuses.is_empty() && statuses.iter().all(|status| status.attached) && stranger.is_none();
+                let intact = |status: &InterfaceStatus| status.attached && status.queue_problems.is_empty();
+                let holds = !statuses.is_empty() && statuses.iter().all(intact) && stranger.is_none();
                 return if holds { Ok(()) } else { Err(Failure::DoesNotHold) };
             }
             before = statuses.iter().flat_map(passed_by_level).collect();
@@ -128,6 +130,17 @@ fn oversize(limit: &LevelLimit) -> &'static str {
     if limit.drops_oversize() { "drop" } else { "demote" }
 }
 
+/// The rule for packets over the limit, as `--level` takes it.
+fn over(limit: &LevelLimit) -> &'static str {
+    if limit.demotes() {
+        "demote"
+    } else if limit.horizon_ns() > 0 {
+        "pace"
+    } else {
+        "police"
+    }
+}
+
 fn to_json(statuses: &[InterfaceStatus]) -> Value {
     json!({
         "schema_version": 1,
@@ -152,6 +165,9 @@ fn interface_json(status: &InterfaceStatus) -> Value {
         "hosts": plan.hosts,
         "link_rate_bps": plan.link_rate_bps,
         "epsilon_ns": plan.epsilon_ns,
+        "queue": status.queue.name(),
+        "queue_problems": status.queue_problems,
+        "host_rate_bps": (plan.host_rate_bps > 0).then_some(plan.host_rate_bps),
         "pcp": pcp(&status.config),
         "levels": status.levels.iter().map(|level| level_json(&status.config, level)).collect::<Vec<_>>(),
     })
@@ -173,6 +189,7 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
         "tolerance_ns": limited(config, level.level).map(LevelLimit::tolerance_ns),
         "max_packet_bytes": limited(config, level.level).map(LevelLimit::max_packet),
         "oversize": limited(config, level.level).map(oversize),
+        "over": limited(config, level.level).map(over),
         "bound_ns": bound_in_force(config, level.level),
         "guaranteed": config.plan.levels[level.level.index()].guaranteed == 1,
         "max_senders": bound_in_force(config, level.level).map(|_| config.plan.levels[level.level.index()].max_senders),
@@ -182,6 +199,8 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
         "demoted_bytes": level.demoted().bytes,
         "dropped_packets": level.dropped().packets,
         "dropped_bytes": level.dropped().bytes,
+        "waited_packets": level.counters.waited_packets,
+        "worst_wait_ns": level.counters.worst_wait_ns,
         "last_activity_ns_ago": level.idle_ns,
         "reasons": reasons,
     })
@@ -222,8 +241,19 @@ impl std::fmt::Display for Text<'_> {
             if pcp(&status.config) { "802.1p priority written, " } else { "" },
             plan.generation
         )?;
+        let host_rate = match plan.host_rate_bps {
+            0 => String::new(),
+            rate => format!(", all of it shaped to {}", show_rate(rate as f64)),
+        };
+        match status.queue {
+            Queue::Keep => writeln!(f, "queue: as it was; nothing waits for its level")?,
+            queue => writeln!(f, "queue: {}, where packets wait for their level{host_rate}", queue.name())?,
+        }
+        for problem in &status.queue_problems {
+            writeln!(f, "QUEUE NOT AS IT SHOULD BE: {problem}; run `qjump load` again")?;
+        }
         let mut table =
-            Table::new(["level", "factor", "epoch", "tolerance", "rate", "max packet", "larger ones", "bound"]);
+            Table::new(["level", "factor", "epoch", "tolerance", "rate", "max packet", "larger ones", "over", "bound"]);
         for level in status.levels.iter().map(|level| level.level) {
             let config = &status.config;
             let limit = limited(config, level);
@@ -236,11 +266,13 @@ impl std::fmt::Display for Text<'_> {
                 permitted(config, level),
                 or_none(limit.map(|limit| format!("{} B", limit.max_packet()))),
                 or_none(limit.map(|limit| oversize(limit).to_owned())),
+                or_none(limit.map(|limit| over(limit).to_owned())),
                 bound(config, level),
             ]);
         }
         writeln!(f, "{table}")?;
-        let mut header = vec!["level", "passed", "wire bytes", "demoted", "dropped", "last packet"];
+        let mut header =
+            vec!["level", "passed", "wire bytes", "demoted", "dropped", "waited", "longest wait", "last packet"];
         if !before.is_empty() {
             header.push("rate now");
         }
@@ -254,6 +286,11 @@ impl std::fmt::Display for Text<'_> {
                 passed.bytes.to_string(),
                 level.demoted().packets.to_string(),
                 level.dropped().packets.to_string(),
+                level.counters.waited_packets.to_string(),
+                match level.counters.worst_wait_ns {
+                    0 => "-".to_owned(),
+                    wait => show_ns(wait as f64),
+                },
                 last_packet(level),
             ];
             if !before.is_empty() {
@@ -264,7 +301,21 @@ impl std::fmt::Display for Text<'_> {
             row.push(notes(level));
             table.row(row);
         }
-        write!(f, "{table}")
+        write!(f, "{table}")?;
+        for level in &status.levels {
+            let oversize = [Reason::OversizeDropped, Reason::OversizeDemoted].map(|reason| level.count(reason).packets);
+            if oversize.iter().any(|&packets| packets > 0) {
+                let largest = limited(&status.config, level.level).map_or(0, LevelLimit::max_packet);
+                write!(
+                    f,
+                    "\nlevel {}: packets above {largest} bytes asked for it: make messages smaller, lower the TCP segment \
+                     (TCP_MAXSEG, or advmss of the route), cap GSO (`ip link set dev {} gso_max_segs 1`), or plan the level \
+                     with a larger max-packet or burst",
+                    level.level, status.interface
+                )?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -84,7 +84,9 @@ pub fn choose(
             } else if available.htb && !interface.is_vlan {
                 use_queue(Queue::Htb)
             } else if available.htb {
-                keep("HTB's classes would hide the level from the VLAN's priority map; load the device below".to_owned())
+                keep(
+                    "HTB's classes would hide the level from the VLAN's priority map; load the device below".to_owned(),
+                )
             } else {
                 keep("this kernel has neither fq with prio nor HTB".to_owned())
             }
@@ -136,9 +138,11 @@ pub fn config(
                 let horizon_ns = HORIZON_NS.min(MAX_BURST_NS - limit.burst_ns());
                 let limit = limit.paced(horizon_ns).map_err(|source| PlanError::Limit { level, source })?;
                 match (queue, limit.charge()) {
-                    // HTB lets one packet more through than its bucket holds: half of the burst for each.
+                    // HTB lets one packet more through than its bucket holds: half of the burst for each, or
+                    // as much as one frame takes. A bucket of its own makes up for timers that are late.
                     (Queue::Htb, Charge::Byte) => {
-                        limit.with_max_wire((planned.burst_bytes.unwrap_or(0.0) / 2.0) as u32)
+                        let half = (planned.burst_bytes.unwrap_or(0.0) / 2.0) as u32;
+                        limit.with_max_wire(half.max(wire_bytes(device.mtu + 14, 1)))
                     }
                     _ => limit,
                 }

@@ -99,6 +99,28 @@ pub enum Error {
     Attach { interface: String, detail: String },
     #[error("qjump is not loaded on interface {0}; `qjump status` lists where it is")]
     NotLoaded(String),
+    #[error("this kernel has no {queue} ({kind}); use --queue auto, which takes the best that there is")]
+    NoQueue { queue: &'static str, kind: &'static str },
+    #[error(
+        "level {level} is to be paced, and nothing would hold its packets back: --queue keep leaves the queue alone, and \
+         auto found none to use. Use over = \"police\", or --queue htb or fq"
+    )]
+    NothingToPaceWith { level: qjump_ebpf::Level },
+    #[error(
+        "the options of the queue of interface {0} are too long to be kept for unload; remove it with `tc qdisc del dev {0} \
+         root`, or leave it in charge with --queue keep"
+    )]
+    LargeQueue(String),
+    #[error("interface {interface} cannot be shaped to a rate (--host-rate): {why}")]
+    HostRate { interface: String, why: String },
+    #[error(
+        "'{interface}' has a queue of qjump in another network namespace (net:[{netns}]), which can be removed only there: \
+         `nsenter --net={} qjump unload --interface {interface}`",
+        namespace_path(*netns).map_or("NAMESPACE".to_owned(), |path| path.display().to_string())
+    )]
+    QueueElsewhere { interface: String, netns: u64 },
+    #[error(transparent)]
+    Queue(#[from] crate::qdisc::Error),
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
 }

@@ -17,20 +17,26 @@ use aya::{
 };
 use nix::sys::stat::Mode;
 use qjump_ebpf::{
-    Config,
-    layout::{FLAG_PRIORITY_TAG, HOOK_CLSACT, HOOK_TCX},
+    Config, PlanRecord,
+    layout::{HOOK_CLSACT, HOOK_TCX, QUEUE_BEFORE, QUEUE_KEEP},
     names,
 };
 
 use super::{
     Error, OBJECT,
+    enforce::{self, Chosen, Device},
     error::shorten,
     maps::Maps,
     netlink::{self, Interface},
     pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs},
     sys,
 };
-use crate::plan::Plan;
+use crate::{
+    config::QueueChoice,
+    plan::Plan,
+    qdisc::{self, Before, Owner, Queue},
+    units::Rate,
+};
 
 /// Where to attach the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -54,6 +60,10 @@ pub struct Request<'a> {
     pub pcp: bool,
     /// Where to attach.
     pub hook: Hook,
+    /// What holds packets back.
+    pub queue: QueueChoice,
+    /// Rate that the queue shapes everything to, for links that do not push back.
+    pub host_rate: Option<Rate>,
 }
 
 /// What a load did to one interface.
@@ -65,6 +75,12 @@ pub struct Loaded {
     pub hook: &'static str,
     /// Whether a program was there before and was replaced.
     pub replaced: bool,
+    /// What holds packets back.
+    pub queue: Queue,
+    /// Why nothing does, where that was left to qjump.
+    pub why_kept: Option<String>,
+    /// The most segments of a GSO packet, if the load lowered it.
+    pub gso_cap: Option<u32>,
     /// Whether it first removed what an interface of this name had left that is gone now.
     pub removed_stale: bool,
 }
@@ -92,6 +108,9 @@ struct Prepared {
     hook: Hook,
     found: Found,
     config: Config,
+    chosen: Chosen,
+    gso_cap: Option<u32>,
+    before: Before,
 }
 
 /// Undoes, in reverse order, what a failed load did.
@@ -124,26 +143,25 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
     }
-    let flags = if request.pcp { FLAG_PRIORITY_TAG } else { 0 };
-    let config = request.plan.config(flags)?;
+    request.plan.config(0)?;
     let interfaces = check_interfaces(request)?;
     require_capabilities("loading")?;
 
     let mounted = ensure_bpffs()?;
-    let result = load_locked(interfaces, request.hook, &config);
+    let result = load_locked(interfaces, request);
     if mounted && result.is_err() {
         let _ = nix::mount::umount(BPFFS);
     }
     result
 }
 
-fn load_locked(interfaces: Vec<Interface>, hook: Hook, config: &Config) -> Result<Vec<Loaded>, Error> {
+fn load_locked(interfaces: Vec<Interface>, request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     // The order of these two matters: what a failure undoes, it undoes under the lock.
     let _lock = Lock::take()?;
     let mut undo = Undo::default();
     let prepared = interfaces
         .into_iter()
-        .map(|interface| prepare(interface, hook, config, &mut undo))
+        .map(|interface| prepare(interface, request, &mut undo))
         .collect::<Result<Vec<_>, _>>()?;
     let loaded = prepared.into_iter().map(|one| commit(one, &mut undo)).collect::<Result<_, _>>()?;
     undo.forget();
@@ -173,8 +191,13 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
         let (interface, netns) = (interface.to_owned(), plan.netns);
         match plan.hook {
             HOOK_CLSACT if Maps::in_use(&pins) => return Err(Error::FilterElsewhere { interface, netns }),
-            HOOK_TCX if !force && live_link(&pins).is_some() => {
-                return Err(Error::OtherNamespace { interface, netns });
+            HOOK_TCX if live_link(&pins).is_some() => {
+                if !force {
+                    return Err(Error::OtherNamespace { interface, netns });
+                }
+                if plan.queue != QUEUE_KEEP {
+                    return Err(Error::QueueElsewhere { interface, netns });
+                }
             }
             _ => {}
         }
@@ -190,8 +213,28 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
     if let Some(index) = index {
         let created_clsact = plan.is_some_and(|plan| plan.created_clsact == 1);
         detach_clsact(index, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
+        if let Some(plan) = plan.filter(|_| nix::net::if_::if_indextoname(index).is_ok()) {
+            put_queue_back(index, &plan)?;
+        }
     }
     pins.remove().map_err(Error::io(interface, "removing its pins"))
+}
+
+/// Puts back the queue and the GSO limit that a load found.
+fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
+    if plan.gso_before > 0 {
+        qdisc::set_gso_max_segs(index, plan.gso_before)?;
+    }
+    if plan.queue != QUEUE_KEEP && matches!(qdisc::owner(index)?, Owner::Ours(_)) {
+        qdisc::restore(index, &before_load(plan))?;
+    }
+    Ok(())
+}
+
+/// The queue that the first load found.
+fn before_load(plan: &PlanRecord) -> Before {
+    let length = (plan.queue_before_len as usize).min(QUEUE_BEFORE);
+    Before::from_bytes(&plan.queue_before[..length]).unwrap_or(Before::Default)
 }
 
 /// Why there is nothing to unload or to show: never loaded, or a filter without its pins.
@@ -254,7 +297,7 @@ fn require_capabilities(doing: &'static str) -> Result<(), Error> {
 }
 
 /// Finds what is there, and loads the program into the kernel: nothing that traffic could notice.
-fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo) -> Result<Prepared, Error> {
+fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Result<Prepared, Error> {
     let name = interface.name.clone();
     let pins = Pins::of(&name);
     let has_tcx = sys::tcx_programs(interface.index).map_err(Error::io(&name, "asking for its programs"))?.is_some();
@@ -269,7 +312,34 @@ fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo)
     {
         return Err(Error::Orphan { interface: name });
     }
-    let hook = match (wanted, &found) {
+    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, &interface)?;
+    let old = match &found {
+        Found::Tcx(_) | Found::Clsact => Some(Maps::open(&name, &pins)?.in_force().plan),
+        Found::Nothing | Found::Leftovers { .. } => None,
+    };
+    let before = match &old {
+        Some(old) if old.queue != QUEUE_KEEP => before_load(old),
+        _ if chosen.queue == Queue::Keep => Before::Default,
+        _ => qdisc::before(interface.index)?,
+    };
+    let gso_max_segs = match &old {
+        Some(old) if old.gso_before > 0 => old.gso_before,
+        _ => qdisc::gso_max_segs(interface.index)?,
+    };
+    let device = Device { mtu: interface.mtu, gso_max_segs };
+    let (mut config, gso_cap) = enforce::config(request.plan, request.pcp, chosen.queue, request.host_rate, device)?;
+    if gso_cap.is_some() {
+        config.plan.gso_before = gso_max_segs;
+    }
+    let bytes = before.to_bytes();
+    config.plan.queue_before_len = bytes.len() as u32;
+    config
+        .plan
+        .queue_before
+        .get_mut(..bytes.len())
+        .ok_or_else(|| Error::LargeQueue(name.clone()))?
+        .copy_from_slice(&bytes);
+    let hook = match (request.hook, &found) {
         (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
         // A replacement stays where it is, unless told otherwise.
         (Hook::Auto, Found::Clsact) => Hook::Clsact,
@@ -295,13 +365,13 @@ fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo)
         undo.push(move || drop(pins.remove()));
     }
     // Only the owner may look in: whoever can write the maps can lift the limits.
-    let before = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     let object = pins
         .create()
         .map_err(Error::io(&name, "creating its directory in /sys/fs/bpf"))
         .and_then(|()| load_object(&pins));
-    nix::sys::stat::umask(before);
-    Ok(Prepared { interface, pins, object: object?, hook, found, config: *config })
+    nix::sys::stat::umask(umask);
+    Ok(Prepared { interface, pins, object: object?, hook, found, config, chosen, gso_cap, before })
 }
 
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
@@ -389,15 +459,19 @@ fn earlier_name(interface: &Interface) -> Option<String> {
 }
 
 fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
-    let Prepared { interface, pins, mut object, hook, found, mut config } = prepared;
+    let Prepared { interface, pins, mut object, hook, found, mut config, chosen, gso_cap, before } = prepared;
     let name = interface.name.clone();
     let mut maps = Maps::of(&mut object).map_err(Error::io(&name, "opening its maps"))?;
     let loaded = Loaded {
         interface: name.clone(),
         hook: if hook == Hook::Clsact { "clsact" } else { "tcx" },
         replaced: matches!(found, Found::Tcx(_) | Found::Clsact),
+        queue: chosen.queue,
+        why_kept: chosen.why_kept,
+        gso_cap,
         removed_stale: matches!(found, Found::Leftovers { .. }),
     };
+    let index = interface.index;
     config.plan.hook = if hook == Hook::Clsact { HOOK_CLSACT } else { HOOK_TCX };
     config.plan.netns = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
     config.plan.ifindex = interface.index;
@@ -410,6 +484,10 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
             config.plan.created_clsact = u32::from(adds_clsact || (hook == Hook::Clsact && was_ours));
             // Written before the qdisc is there: a load that is killed in between leaves its name on it.
             maps.initialise(&config).map_err(Error::io(&name, "writing its configuration"))?;
+            let record = config.plan;
+            undo.push(move || drop(put_queue_back(index, &record)));
+            // Without the program, everything is in the class of level 0 and passes.
+            set_queue_up(index, &config, gso_cap, &before)?;
             if adds_clsact {
                 tc::qdisc_add_clsact(&name).map_err(|error| attach_failed(shorten(&error)))?;
                 let index = interface.index;
@@ -422,8 +500,21 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
             }
         }
         Found::Tcx(_) | Found::Clsact => {
-            let before = maps.in_force();
-            config.plan.created_clsact = before.plan.created_clsact;
+            let old = maps.in_force();
+            config.plan.created_clsact = old.plan.created_clsact;
+            // Before the program counts on it.
+            let (was, cap) = (before_load(&old.plan), old.plan.gso_before);
+            undo.push(move || {
+                if config.plan.gso_before > 0 && cap == 0 {
+                    drop(qdisc::set_gso_max_segs(index, config.plan.gso_before));
+                }
+                if old.plan.queue != QUEUE_KEEP {
+                    drop(qdisc::apply(index, &enforce::setup(&old), &was));
+                } else if config.plan.queue != QUEUE_KEEP {
+                    drop(qdisc::restore(index, &before_load(&config.plan)));
+                }
+            });
+            set_queue_up(index, &config, gso_cap, &before)?;
             // First the program, then the configuration: both programs read the same configuration, and
             // the change of configuration is the step that can be taken back.
             match found {
@@ -437,10 +528,26 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
                 _ => attach_clsact(&mut object, &interface, true)?,
             }
             maps.put_in_force(&config).map_err(Error::io(&name, "changing its configuration"))?;
-            undo.push(move || drop(maps.put_in_force(&before)));
+            undo.push(move || drop(maps.put_in_force(&old)));
+            // After the program counts on it no more.
+            let mut gone = old.plan;
+            if config.plan.queue != QUEUE_KEEP {
+                gone.queue = QUEUE_KEEP;
+            }
+            if config.plan.gso_before > 0 {
+                gone.gso_before = 0;
+            }
+            put_queue_back(index, &gone)?;
         }
     }
     Ok(loaded)
+}
+
+fn set_queue_up(index: u32, config: &Config, gso_cap: Option<u32>, before: &Before) -> Result<(), Error> {
+    if let Some(cap) = gso_cap {
+        qdisc::set_gso_max_segs(index, cap)?;
+    }
+    Ok(qdisc::apply(index, &enforce::setup(config), before)?)
 }
 
 fn attach(object: &mut Ebpf, interface: &Interface, pins: &Pins, hook: Hook) -> Result<(), Error> {

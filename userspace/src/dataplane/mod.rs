@@ -4,6 +4,7 @@
 //! all it can without touching anything, then prepares every interface, attaches last, and undoes what
 //! it did if a later step fails.
 
+mod enforce;
 mod error;
 mod load;
 mod maps;

@@ -5,7 +5,7 @@ use std::io;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
 
@@ -24,6 +24,8 @@ pub struct Interface {
     pub is_ethernet: bool,
     /// Whether it is the loopback device.
     pub is_loopback: bool,
+    /// Whether it is a VLAN of another device.
+    pub is_vlan: bool,
 }
 
 /// A cls_bpf filter on the egress of clsact.
@@ -63,6 +65,9 @@ pub fn interface(name: &str) -> io::Result<Option<Interface>> {
                 .find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None })?,
             is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
             is_loopback: link.header.link_layer_type == LinkLayerType::Loopback,
+            is_vlan: link.attributes.iter().any(
+                |a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Vlan))),
+            ),
         }),
         _ => None,
     }))

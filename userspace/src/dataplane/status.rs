@@ -8,13 +8,15 @@ use qjump_ebpf::{
 };
 
 use super::{
-    Error,
+    Error, enforce,
     load::{clsact_filter, not_loaded},
     maps::Maps,
     netlink,
     pins::{Pins, check_name},
     sys::{monotonic_ns, network_namespace, open_pin, tcx_link, tcx_programs},
 };
+
+use crate::qdisc::{self, Queue};
 
 /// The state of one interface.
 pub struct InterfaceStatus {
@@ -34,6 +36,10 @@ pub struct InterfaceStatus {
     pub position: Option<(usize, usize)>,
     /// The configuration in force.
     pub config: Config,
+    /// What holds packets back.
+    pub queue: Queue,
+    /// How the queue differs from the one that goes with the configuration. Not known of another namespace.
+    pub queue_problems: Vec<String>,
     /// The strictest level first; levels neither configured nor used are left out.
     pub levels: Vec<LevelStatus>,
 }
@@ -94,6 +100,9 @@ pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
     let here = network_namespace().map_err(Error::io(interface, "asking for the network namespace"))?;
     let elsewhere = config.plan.netns != here;
     let attachment = attachment(interface, &pins, &config.plan, elsewhere)?;
+    let setup = enforce::setup(&config);
+    let queue_problems =
+        if elsewhere || attachment.device_gone { Vec::new() } else { qdisc::verify(config.plan.ifindex, &setup)? };
     let now = monotonic_ns();
     let levels = Level::strictest_first()
         .filter_map(|level| {
@@ -113,6 +122,8 @@ pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
         problem: attachment.problem,
         program_id: attachment.program_id,
         position: attachment.position,
+        queue: setup.queue,
+        queue_problems,
         config,
         levels,
     })
@@ -122,10 +133,16 @@ struct Attachment {
     problem: Option<String>,
     program_id: Option<u32>,
     position: Option<(usize, usize)>,
+    device_gone: bool,
 }
 
 fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord, elsewhere: bool) -> Result<Attachment, Error> {
-    let broken = |program_id, problem: String| Attachment { problem: Some(problem), program_id, position: None };
+    let broken = |program_id, problem: String| Attachment {
+        problem: Some(problem),
+        program_id,
+        position: None,
+        device_gone: false,
+    };
     let reload = format!("run `qjump load` again, or `qjump unload --interface {interface}`");
     let asking = |source| Error::Io { interface: interface.to_owned(), action: "asking for its programs", source };
     let corrupt = |error: io::Error| Error::CorruptPin {
@@ -140,17 +157,15 @@ fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord, elsewhere: bool) 
         // A filter of another namespace cannot be asked for, but its program goes when it goes.
         if clsact {
             let problem = (!Maps::in_use(pins)).then_some(gone);
-            return Ok(Attachment { problem, program_id: None, position: None });
+            return Ok(Attachment { problem, program_id: None, position: None, device_gone: false });
         }
         let link = open_pin(&pins.link()).and_then(|fd| tcx_link(fd.as_fd())).map_err(corrupt)?;
         let problem = (link.ifindex == 0).then_some(gone);
-        return Ok(Attachment { problem, program_id: Some(link.program_id), position: None });
+        return Ok(Attachment { problem, program_id: Some(link.program_id), position: None, device_gone: false });
     }
     let Some(device) = netlink::interface(interface).map_err(asking)? else {
-        return Ok(broken(
-            None,
-            format!("there is no interface {interface} in this network namespace any more; {reload}"),
-        ));
+        let problem = format!("there is no interface {interface} in this network namespace any more; {reload}");
+        return Ok(Attachment { device_gone: true, ..broken(None, problem) });
     };
     if clsact {
         let filters = netlink::egress_filters(device.index).map_err(asking)?;
@@ -159,6 +174,7 @@ fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord, elsewhere: bool) 
                 problem: None,
                 program_id: ours.program_id,
                 position: filters.iter().position(|filter| *filter == ours).map(|at| (at + 1, filters.len())),
+                device_gone: false,
             },
             None => broken(None, format!("its filter is gone from clsact; {reload}")),
         });
@@ -170,7 +186,8 @@ fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord, elsewhere: bool) 
     let link = tcx_link(fd.as_fd()).map_err(corrupt)?;
     if link.ifindex != device.index {
         let what = if link.ifindex == 0 { "a device that is gone" } else { "another device" };
-        return Ok(broken(Some(link.program_id), format!("its link is on {what}, which had this name; {reload}")));
+        let problem = format!("its link is on {what}, which had this name; {reload}");
+        return Ok(Attachment { device_gone: true, ..broken(Some(link.program_id), problem) });
     }
     let programs = tcx_programs(device.index).map_err(asking)?.unwrap_or_default();
     match programs.iter().position(|&program| program == link.program_id) {
@@ -178,6 +195,7 @@ fn attachment(interface: &str, pins: &Pins, plan: &PlanRecord, elsewhere: bool) 
             problem: None,
             program_id: Some(link.program_id),
             position: Some((at + 1, programs.len())),
+            device_gone: false,
         }),
         None => Ok(broken(Some(link.program_id), format!("the kernel does not list it on the egress; {reload}"))),
     }

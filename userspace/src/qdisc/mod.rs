@@ -54,6 +54,17 @@ pub enum Queue {
     Fq,
 }
 
+impl Queue {
+    /// As `--queue` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Htb => "htb",
+            Self::Fq => "fq",
+        }
+    }
+}
+
 /// What a limited level may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -272,6 +283,30 @@ pub fn set_gso_max_segs(ifindex: u32, segments: u32) -> Result<(), Error> {
 }
 
 impl Before {
+    /// As bytes, for state that is kept in fixed room; empty for the kernel's default.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Default => Vec::new(),
+            Self::Classless { kind, handle, options } => {
+                [kind.as_bytes(), b"\0", &handle.to_ne_bytes(), options].concat()
+            }
+        }
+    }
+
+    /// The inverse of [`Before::to_bytes`]; `None` for other bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() {
+            return Some(Self::Default);
+        }
+        let end = bytes.iter().position(|&byte| byte == 0)?;
+        let (handle, options) = bytes[end + 1..].split_first_chunk()?;
+        Some(Self::Classless {
+            kind: String::from_utf8(bytes[..end].to_vec()).ok()?,
+            handle: u32::from_ne_bytes(*handle),
+            options: options.to_vec(),
+        })
+    }
+
     fn is(&self, root: &Entry) -> bool {
         match self {
             Self::Default => false,

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::{Queueing, Rack, RackSpec, iperf};
 use crate::{
     chart,
+    config::QueueChoice,
     measure::{Priority, Probe, Progress, Report, StallWatch, flood},
     plan::{Delays, Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
     table::Table,
@@ -323,7 +324,7 @@ fn run_case(
     rack.set_queueing(case.queueing)?;
     if let Some(plan) = plan {
         for host in 0..RACK.hosts {
-            rack.load(host, plan)?;
+            rack.load(host, plan, QueueChoice::Keep)?;
         }
     }
     let probe = Probe {

@@ -5,6 +5,7 @@ use qjump_ebpf::Level;
 
 use super::netns::{NetNs, rack_interface};
 use crate::{
+    config::QueueChoice,
     dataplane::{self, Hook, Loaded},
     plan::Plan,
     units::Rate,
@@ -173,10 +174,17 @@ impl Rack {
     ///
     /// # Errors
     /// Those of [`dataplane::load`].
-    pub fn load(&self, host: usize, plan: &Plan) -> Result<Vec<Loaded>> {
+    pub fn load(&self, host: usize, plan: &Plan, queue: QueueChoice) -> Result<Vec<Loaded>> {
         let interface = self.interface(host);
         let loaded = self.hosts[host].enter(|| {
-            let request = dataplane::Request { interfaces: &[interface], plan, pcp: false, hook: Hook::Auto };
+            let request = dataplane::Request {
+                interfaces: &[interface],
+                plan,
+                pcp: false,
+                hook: Hook::Auto,
+                queue,
+                host_rate: None,
+            };
             Ok(dataplane::load(&request)?)
         })?;
         self.loaded.borrow_mut().push(host);
