@@ -9,5 +9,6 @@ pub mod measure;
 pub mod plan;
 pub mod sim;
 pub mod table;
+pub mod tag;
 pub mod testbed;
 pub mod units;
