@@ -4,7 +4,7 @@
 use crate::{LEVELS, LevelLimit, REASONS};
 
 /// Version of everything in this module. Pins of another version are not reused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One configuration slot of the map [`crate::names::CONFIG`]. The program reads `flags` and
 /// `limits`; `plan` is there for people who ask what is in force.
@@ -22,6 +22,9 @@ pub struct Config {
 /// In [`Config::flags`]: write the level into the PCP of the frame's tag, and tag untagged frames of
 /// levels above 0 with VLAN 0.
 pub const FLAG_PRIORITY_TAG: u64 = 1;
+
+/// In [`Config::flags`]: bit `GRANT_ONLY_SHIFT + L` is set if level L is for sockets with a grant alone.
+pub const GRANT_ONLY_SHIFT: u32 = 8;
 
 /// In [`PlanRecord::hook`]: a tcx link (Linux 6.6 and later).
 pub const HOOK_TCX: u32 = 0;

@@ -1,7 +1,7 @@
 //! Why a packet was passed or dropped.
 
 /// How many reasons there are.
-pub const REASONS: usize = 10;
+pub const REASONS: usize = 11;
 
 /// The one verdict that each packet gets. Numbers are part of the pinned counters' layout: add at the
 /// end, never renumber.
@@ -29,6 +29,9 @@ pub enum Reason {
     Contended = 8,
     /// Dropped: the header could not be made writable, so the packet would have carried another mark.
     MarkFailed = 9,
+    /// Left at level 0: the socket was not granted the level, which is for grants alone, or there is no socket:
+    /// the packet is forwarded. Counted at the level asked for.
+    NotGranted = 10,
 }
 
 impl Reason {
@@ -44,6 +47,7 @@ impl Reason {
         Self::Malformed,
         Self::Contended,
         Self::MarkFailed,
+        Self::NotGranted,
     ];
 
     /// The reason as an index into the counters.
@@ -60,7 +64,7 @@ impl Reason {
 
     /// Whether a packet that asked for another level left at level 0.
     pub const fn is_demotion(self) -> bool {
-        matches!(self, Self::OversizeDemoted | Self::NotConfigured)
+        matches!(self, Self::OversizeDemoted | Self::NotConfigured | Self::NotGranted)
     }
 
     /// The name in tables, JSON and metrics.
@@ -76,6 +80,7 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Contended => "contended",
             Self::MarkFailed => "mark_failed",
+            Self::NotGranted => "not_granted",
         }
     }
 }

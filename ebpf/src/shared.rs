@@ -9,7 +9,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
-use qjump_ebpf::{Config, Counters, Level, LevelLimit, LevelState, State, layout::FLAG_PRIORITY_TAG};
+use qjump_ebpf::{
+    Config, Counters, Level, LevelLimit, LevelState, State,
+    layout::{FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
+};
 
 use crate::Verdict;
 
@@ -55,6 +58,12 @@ impl Slot {
     #[inline(always)]
     pub const fn tags_priority(self) -> bool {
         self.config.flags & FLAG_PRIORITY_TAG != 0
+    }
+
+    /// Bit L: level L is for sockets with a grant alone.
+    #[inline(always)]
+    pub const fn grant_only(self) -> u8 {
+        (self.config.flags >> GRANT_ONLY_SHIFT) as u8
     }
 
     #[inline(always)]

@@ -286,11 +286,7 @@ impl FromStr for LevelArg {
             .next()
             .and_then(|part| part.split_once(':'))
             .ok_or_else(|| "write LEVEL:FACTOR, for example 7:1 or 5:4".to_owned())?;
-        let level = level
-            .parse::<u8>()
-            .ok()
-            .and_then(Level::new)
-            .ok_or_else(|| format!("there is no level '{level}'; levels are 0 to 7, 7 the strictest"))?;
+        let level = parse_level(level)?;
         let mut arg = Self {
             level,
             demand: demand(wanted)?,
@@ -317,6 +313,15 @@ impl FromStr for LevelArg {
         }
         Ok(arg)
     }
+}
+
+/// A level on the command line.
+///
+/// # Errors
+/// If it is anything but a number from 0 to 7.
+pub fn parse_level(text: &str) -> Result<Level, String> {
+    let level = text.parse::<u8>().ok().and_then(Level::new);
+    level.ok_or_else(|| format!("there is no level '{text}'; levels are 0 to 7, 7 the strictest"))
 }
 
 /// `; did you mean 'x'?` if a known word is near.

@@ -30,7 +30,7 @@ use super::{
     pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs},
     sys,
 };
-use crate::plan::Plan;
+use crate::{plan::Plan, tag::grants};
 
 /// Where to attach the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -191,7 +191,9 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
         let created_clsact = plan.is_some_and(|plan| plan.created_clsact == 1);
         detach_clsact(index, created_clsact).map_err(Error::io(interface, "removing the clsact filter"))?;
     }
-    pins.remove().map_err(Error::io(interface, "removing its pins"))
+    pins.remove().map_err(Error::io(interface, "removing its pins"))?;
+    grants::remove_unneeded();
+    Ok(())
 }
 
 /// Why there is nothing to unload or to show: never loaded, or a filter without its pins.
@@ -231,7 +233,7 @@ fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
 }
 
 /// CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, as in the kernel.
-fn require_capabilities(doing: &'static str) -> Result<(), Error> {
+pub(crate) fn require_capabilities(doing: &'static str) -> Result<(), Error> {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_PERFMON: u64 = 1 << 38; // The verifier's checks of pointers need it.
@@ -292,7 +294,10 @@ fn prepare(interface: Interface, wanted: Hook, config: &Config, undo: &mut Undo)
     }
     if matches!(found, Found::Nothing | Found::Leftovers { .. }) {
         let pins = pins.clone();
-        undo.push(move || drop(pins.remove()));
+        undo.push(move || {
+            drop(pins.remove());
+            grants::remove_unneeded();
+        });
     }
     // Only the owner may look in: whoever can write the maps can lift the limits.
     let before = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
@@ -309,6 +314,7 @@ fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     for map in [names::CONFIG, names::STATE, names::COUNTERS] {
         loader.map_pin_path(map, pins.map(map));
     }
+    grants::share_maps(&mut loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
     program(&mut object)?.load().map_err(|error| refused("program")(shorten(&error)))?;
