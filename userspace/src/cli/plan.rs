@@ -67,7 +67,7 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "BYTES", requires = "hops", value_parser = units::bytes)]
     host_burst: Option<u32>,
     /// A level and its throughput factor, e.g. 7:1 (guaranteed), 5:4 or 3:unlimited, or its rate, 5:100mbit;
-    /// then ,max-packet=BYTES ,charge=packet|bytes ,burst=BYTES ,tolerance=TIME ,oversize=drop; repeatable
+    /// then ,max-packet=BYTES ,charge=packet|bytes ,burst=BYTES ,tolerance=TIME ,oversize=drop ,claims=grant-only; repeatable
     #[arg(long, value_name = "LEVEL:FACTOR")]
     level: Vec<LevelArg>,
     /// How the epoch follows from the network

@@ -8,14 +8,15 @@ use std::{
 use clap::Args;
 use qjump_ebpf::{
     Charge, Config, Level, LevelLimit, Reason,
-    layout::{Count, FLAG_PRIORITY_TAG},
+    grant::is_grant_only,
+    layout::{Count, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
 };
 use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
     dataplane::{self, Error, InterfaceStatus, LevelStatus},
-    plan::{bound_in_force, show_factor},
+    plan::{Claims, bound_in_force, show_factor},
     table::Table,
     units::{show_ns, show_rate},
 };
@@ -118,6 +119,11 @@ fn pcp(config: &Config) -> bool {
     config.flags & FLAG_PRIORITY_TAG != 0
 }
 
+fn claims(config: &Config, level: Level) -> Claims {
+    let grant_only = (config.flags >> GRANT_ONLY_SHIFT) as u8;
+    if is_grant_only(level, grant_only) { Claims::GrantOnly } else { Claims::Allow }
+}
+
 /// The limit of a level that has one.
 fn limited(config: &Config, level: Level) -> Option<&LevelLimit> {
     Some(&config.limits[level.index()]).filter(|limit| matches!(limit.charge(), Charge::Packet | Charge::Byte))
@@ -173,6 +179,7 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
         "tolerance_ns": limited(config, level.level).map(LevelLimit::tolerance_ns),
         "max_packet_bytes": limited(config, level.level).map(LevelLimit::max_packet),
         "oversize": limited(config, level.level).map(oversize),
+        "claims": claims(config, level.level),
         "bound_ns": bound_in_force(config, level.level),
         "guaranteed": config.plan.levels[level.level.index()].guaranteed == 1,
         "max_senders": bound_in_force(config, level.level).map(|_| config.plan.levels[level.level.index()].max_senders),
@@ -222,8 +229,17 @@ impl std::fmt::Display for Text<'_> {
             if pcp(&status.config) { "802.1p priority written, " } else { "" },
             plan.generation
         )?;
-        let mut table =
-            Table::new(["level", "factor", "epoch", "tolerance", "rate", "max packet", "larger ones", "bound"]);
+        let mut table = Table::new([
+            "level",
+            "factor",
+            "epoch",
+            "tolerance",
+            "rate",
+            "max packet",
+            "larger ones",
+            "who may",
+            "bound",
+        ]);
         for level in status.levels.iter().map(|level| level.level) {
             let config = &status.config;
             let limit = limited(config, level);
@@ -236,6 +252,10 @@ impl std::fmt::Display for Text<'_> {
                 permitted(config, level),
                 or_none(limit.map(|limit| format!("{} B", limit.max_packet()))),
                 or_none(limit.map(|limit| oversize(limit).to_owned())),
+                match claims(config, level) {
+                    Claims::Allow => "any".to_owned(),
+                    Claims::GrantOnly => "granted".to_owned(),
+                },
                 bound(config, level),
             ]);
         }
