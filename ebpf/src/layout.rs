@@ -48,6 +48,8 @@ pub const QUEUE_KEEP: u32 = 0;
 pub const QUEUE_HTB: u32 = 1;
 /// In [`PlanRecord::queue`]: prio with an fq for each level.
 pub const QUEUE_FQ: u32 = 2;
+/// In [`Config::flags`]: bit `GRANT_ONLY_SHIFT + L` is set if level L is for sockets with a grant alone.
+pub const GRANT_ONLY_SHIFT: u32 = 8;
 
 /// In [`PlanRecord::hook`]: a tcx link (Linux 6.6 and later).
 pub const HOOK_TCX: u32 = 0;

@@ -9,6 +9,7 @@
 extern crate std;
 
 pub mod frame;
+pub mod grant;
 pub mod layout;
 pub mod level;
 pub mod limiter;
@@ -30,4 +31,26 @@ pub mod names {
     pub const STATE: &str = "qj_state";
     /// Packets and bytes per CPU, level and reason.
     pub const COUNTERS: &str = "qj_counters";
+    /// Grants by cgroup.
+    pub const GRANTS: &str = "qj_grants";
+    /// Number of the last change of the grants.
+    pub const GENERATION: &str = "qj_generation";
+    /// What sockets remember of their grants.
+    pub const SOCKETS: &str = "qj_sockets";
+    /// The program that gives new sockets the level of their cgroup.
+    pub const SOCK_CREATE: &str = "qj_sock_create";
+    /// The program that gives TCP connections the level of their listener or maker.
+    pub const SOCKOPS: &str = "qj_sockops";
+    /// The program that sees what a process asks for.
+    pub const SETSOCKOPT: &str = "qj_setsockopt";
+    /// The program that gives each packet of a granted socket its level.
+    pub const SKB_LEVEL: &str = "qj_skb_level";
+    /// The programs that set send buffers, where connections begin and where datagrams are addressed.
+    pub const CONNECT4: &str = "qj_connect4";
+    /// See [`CONNECT4`].
+    pub const CONNECT6: &str = "qj_connect6";
+    /// See [`CONNECT4`].
+    pub const SENDMSG4: &str = "qj_sendmsg4";
+    /// See [`CONNECT4`].
+    pub const SENDMSG6: &str = "qj_sendmsg6";
 }

@@ -8,7 +8,9 @@
 #![expect(internal_features, reason = "core::sync::atomic has no compare_exchange for the BPF target")]
 #![feature(core_intrinsics)]
 
+mod authority;
 mod demoted;
+mod grants;
 mod packet;
 mod shared;
 
@@ -22,6 +24,7 @@ use packet::{Header, Kind, Packet};
 use qjump_ebpf::{
     Admission, Charge, Level, Reason, admit,
     frame::{VLAN_TAG, wire_bytes},
+    grant,
     layout::class_id,
 };
 use shared::{Slot, limiter_word};
@@ -91,6 +94,7 @@ fn judge(
         (Some(reason), _) => (Level::BEST_EFFORT, reason, Level::BEST_EFFORT, None),
         (None, None) => (Level::BEST_EFFORT, Reason::UnknownPriority, Level::BEST_EFFORT, None),
         (None, Some(Level::BEST_EFFORT)) => (Level::BEST_EFFORT, Reason::Passed, Level::BEST_EFFORT, None),
+        (None, Some(asked)) if !may_claim(packet, slot, asked) => (asked, Reason::NotGranted, Level::BEST_EFFORT, None),
         (None, Some(asked)) => {
             let limit = slot.limit(asked);
             match (limit.charge(), limit.cost_ns(l2_bytes, segments, wire_bytes)) {
@@ -160,6 +164,19 @@ fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level) -> Re
         packet.set_priority(0);
     }
     Ok(())
+}
+
+/// Whether the sender of a packet may have the level that it names.
+///
+/// A packet without a socket was not sent by a process of this host. What it names is what the sender wrote into its
+/// TOS (`rt_tos2priority` in `ip_forward`, net/ipv4/ip_forward.c), so it may have none. Of the host's own packets, ARP, IGMP and
+/// SYN-ACKs with a SYN cookie have no socket either.
+#[inline(always)]
+fn may_claim(packet: &Packet<'_>, slot: Slot, level: Level) -> bool {
+    if !packet.has_socket() {
+        return false;
+    }
+    !grant::is_grant_only(level, slot.grant_only()) || grants::claim_of(packet.skb()).granted.covers(level)
 }
 
 #[cfg(not(test))]

@@ -15,6 +15,8 @@ use qjump_ebpf::{
     },
 };
 
+use crate::grants;
+
 /// A packet on its way out.
 pub struct Packet<'a> {
     skb: *mut __sk_buff,
@@ -61,6 +63,18 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub fn new(context: &'a TcContext) -> Self {
         Self { skb: context.skb.skb, context: PhantomData }
+    }
+
+    /// The context itself, for helpers that look up its socket.
+    #[inline(always)]
+    pub const fn skb(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Whether a socket of this host sent it.
+    #[inline(always)]
+    pub fn has_socket(&self) -> bool {
+        !grants::socket_of(self.skb).is_null()
     }
 
     #[inline(always)]

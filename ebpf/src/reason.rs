@@ -1,7 +1,7 @@
 //! Why a packet was passed or dropped.
 
 /// How many reasons there are.
-pub const REASONS: usize = 12;
+pub const REASONS: usize = 13;
 
 /// The one verdict that each packet gets. Numbers are part of the pinned counters' layout: add at the
 /// end, never renumber.
@@ -33,6 +33,9 @@ pub enum Reason {
     BeyondHorizon = 10,
     /// Left at a lower level that admitted it: the level's budget was used up. Counted at the level asked for.
     OverDemoted = 11,
+    /// Left at level 0: the socket was not granted the level, which is for grants alone, or there is no socket:
+    /// the packet is forwarded. Counted at the level asked for.
+    NotGranted = 12,
 }
 
 impl Reason {
@@ -50,6 +53,7 @@ impl Reason {
         Self::MarkFailed,
         Self::BeyondHorizon,
         Self::OverDemoted,
+        Self::NotGranted,
     ];
 
     /// The reason as an index into the counters.
@@ -69,7 +73,7 @@ impl Reason {
 
     /// Whether a packet left at a lower level than it asked for.
     pub const fn is_demotion(self) -> bool {
-        matches!(self, Self::OversizeDemoted | Self::NotConfigured | Self::OverDemoted)
+        matches!(self, Self::OversizeDemoted | Self::NotConfigured | Self::OverDemoted | Self::NotGranted)
     }
 
     /// The name in tables, JSON and metrics.
@@ -87,6 +91,7 @@ impl Reason {
             Self::MarkFailed => "mark_failed",
             Self::BeyondHorizon => "beyond_horizon",
             Self::OverDemoted => "over_demoted",
+            Self::NotGranted => "not_granted",
         }
     }
 }

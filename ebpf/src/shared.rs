@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use qjump_ebpf::{
     Config, Counters, Level, LevelLimit, LevelState, State,
-    layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG},
+    layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
 };
 
 use crate::Verdict;
@@ -64,6 +64,12 @@ impl Slot {
     #[inline(always)]
     pub const fn tags_priority(self) -> bool {
         self.config.flags & FLAG_PRIORITY_TAG != 0
+    }
+
+    /// Bit L: level L is for sockets with a grant alone.
+    #[inline(always)]
+    pub const fn grant_only(self) -> u8 {
+        (self.config.flags >> GRANT_ONLY_SHIFT) as u8
     }
 
     #[inline(always)]

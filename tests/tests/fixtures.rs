@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use anyhow::{Context, Result};
 use qjump_ebpf::{
     Config, LevelLimit, Reason,
-    layout::FLAG_PRIORITY_TAG,
+    layout::{FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
     limiter::Oversize::{Demote, Drop},
 };
 use qjump_tests::{
@@ -34,6 +34,8 @@ fn config() -> Result<Config> {
     config.limits[6] = LevelLimit::per_packet(NEVER, 0, 256, Drop)?;
     config.limits[5] = LevelLimit::per_byte(1_000_000, 3_000, 2_976, Demote)?;
     config.limits[4] = LevelLimit::UNLIMITED;
+    config.limits[2] = LevelLimit::UNLIMITED;
+    config.flags = 1 << (GRANT_ONLY_SHIFT + 2);
     Ok(config)
 }
 
@@ -83,6 +85,7 @@ fn rows() -> Vec<Row> {
         row("a small frame counts as padded", v4(0, 1), p(7), NEXT, Some(0xe0), 7, (7, Reason::Passed, 1, 84)),
         row("level 4 is unlimited and marked", v4(0, 1400), p(4), NEXT, Some(0x80), 4, (4, Reason::Passed, 1, 1466)),
         row("a level that is not planned", v4(0, 100), p(3), NEXT, Some(0), 0, (3, Reason::NotConfigured, 1, 166)),
+        row("a level that was not granted", v4(0x40, 100), p(2), NEXT, Some(0), 0, (2, Reason::NotGranted, 1, 166)),
         row("no level at all", v4(0, 100), p(0x1_0007), NEXT, Some(0), 0x1_0007, (0, Reason::UnknownPriority, 1, 166)),
         row("priority 8 is no level", v4(0xe0, 100), p(8), NEXT, Some(0), 8, (0, Reason::UnknownPriority, 1, 166)),
         row("the largest packet of level 7", v4(0, 214), p(7), NEXT, Some(0xe0), 7, (7, Reason::Passed, 1, 280)),

@@ -11,5 +11,6 @@ pub mod plan;
 pub mod qdisc;
 pub mod sim;
 pub mod table;
+pub mod tag;
 pub mod testbed;
 pub mod units;

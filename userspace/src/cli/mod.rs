@@ -2,8 +2,10 @@
 
 mod load;
 mod plan;
+mod run;
 mod sim;
 mod status;
+mod tag;
 mod testbed;
 
 use std::{ffi::OsString, io, process::ExitCode};
@@ -26,6 +28,10 @@ enum Command {
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Run(run::RunCommand),
+    Tag(tag::TagCommand),
+    Untag(tag::UntagCommand),
+    Tags(tag::TagsCommand),
     Testbed(testbed::TestbedCommand),
 }
 
@@ -38,10 +44,18 @@ pub(crate) enum Failure {
     Failed(String),
     /// A check or an assertion did not hold: 2. It has been reported already.
     DoesNotHold,
+    /// A program that was run in its place has ended with this status.
+    Status(u8),
 }
 
 impl From<crate::dataplane::Error> for Failure {
     fn from(error: crate::dataplane::Error) -> Self {
+        if error.is_usage() { Self::Usage(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+impl From<crate::tag::Error> for Failure {
+    fn from(error: crate::tag::Error) -> Self {
         if error.is_usage() { Self::Usage(error.to_string()) } else { Self::Failed(error.to_string()) }
     }
 }
@@ -78,6 +92,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Run(command) => command.run(),
+        Command::Tag(command) => command.run(),
+        Command::Untag(command) => command.run(),
+        Command::Tags(command) => command.run(),
         Command::Testbed(command) => command.run(),
     };
     match result {
@@ -85,6 +103,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(Failure::Usage(message)) => report(&message, 64),
         Err(Failure::Failed(message)) => report(&message, 1),
         Err(Failure::DoesNotHold) => ExitCode::from(2),
+        Err(Failure::Status(status)) => ExitCode::from(status),
     }
 }
 

@@ -68,7 +68,7 @@ pub struct NetworkArgs {
     host_burst: Option<u32>,
     /// A level and its throughput factor, e.g. 7:1 (guaranteed), 5:4 or 3:unlimited, or its rate, 5:100mbit;
     /// then ,max-packet=BYTES ,charge=packet|bytes ,burst=BYTES ,tolerance=TIME ,oversize=drop|demote
-    /// ,over=police|pace|demote; repeatable
+    /// ,over=police|pace|demote ,claims=grant-only; repeatable
     #[arg(long, value_name = "LEVEL:FACTOR")]
     level: Vec<LevelArg>,
     /// How the epoch follows from the network

@@ -8,14 +8,15 @@ use std::{
 use clap::Args;
 use qjump_ebpf::{
     Charge, Config, Level, LevelLimit, Reason,
-    layout::{Count, FLAG_PRIORITY_TAG},
+    grant::is_grant_only,
+    layout::{Count, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
 };
 use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
     dataplane::{self, Error, InterfaceStatus, LevelStatus},
-    plan::{bound_in_force, show_factor},
+    plan::{Claims, bound_in_force, show_factor},
     qdisc::Queue,
     table::Table,
     units::{show_ns, show_rate},
@@ -120,6 +121,11 @@ fn pcp(config: &Config) -> bool {
     config.flags & FLAG_PRIORITY_TAG != 0
 }
 
+fn claims(config: &Config, level: Level) -> Claims {
+    let grant_only = (config.flags >> GRANT_ONLY_SHIFT) as u8;
+    if is_grant_only(level, grant_only) { Claims::GrantOnly } else { Claims::Allow }
+}
+
 /// The limit of a level that has one.
 fn limited(config: &Config, level: Level) -> Option<&LevelLimit> {
     Some(&config.limits[level.index()]).filter(|limit| matches!(limit.charge(), Charge::Packet | Charge::Byte))
@@ -190,6 +196,7 @@ fn level_json(config: &Config, level: &LevelStatus) -> Value {
         "max_packet_bytes": limited(config, level.level).map(LevelLimit::max_packet),
         "oversize": limited(config, level.level).map(oversize),
         "over": limited(config, level.level).map(over),
+        "claims": claims(config, level.level),
         "bound_ns": bound_in_force(config, level.level),
         "guaranteed": config.plan.levels[level.level.index()].guaranteed == 1,
         "max_senders": bound_in_force(config, level.level).map(|_| config.plan.levels[level.level.index()].max_senders),
@@ -252,8 +259,18 @@ impl std::fmt::Display for Text<'_> {
         for problem in &status.queue_problems {
             writeln!(f, "QUEUE NOT AS IT SHOULD BE: {problem}; run `qjump load` again")?;
         }
-        let mut table =
-            Table::new(["level", "factor", "epoch", "tolerance", "rate", "max packet", "larger ones", "over", "bound"]);
+        let mut table = Table::new([
+            "level",
+            "factor",
+            "epoch",
+            "tolerance",
+            "rate",
+            "max packet",
+            "larger ones",
+            "over",
+            "who may",
+            "bound",
+        ]);
         for level in status.levels.iter().map(|level| level.level) {
             let config = &status.config;
             let limit = limited(config, level);
@@ -267,6 +284,10 @@ impl std::fmt::Display for Text<'_> {
                 or_none(limit.map(|limit| format!("{} B", limit.max_packet()))),
                 or_none(limit.map(|limit| oversize(limit).to_owned())),
                 or_none(limit.map(|limit| over(limit).to_owned())),
+                match claims(config, level) {
+                    Claims::Allow => "any".to_owned(),
+                    Claims::GrantOnly => "granted".to_owned(),
+                },
                 bound(config, level),
             ]);
         }

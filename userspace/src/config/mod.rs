@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::{
     plan::{
-        Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, OverRule, Path, Plan,
+        Claims, Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, OverRule, Path, Plan,
         backward::{App, Assigned},
         default_wire_overhead,
         delays::GSO_BURST,
@@ -104,6 +104,8 @@ pub struct FileLevel {
     over: Option<OverRule>,
     #[serde(default = "no_tolerance")]
     tolerance: Nanos,
+    #[serde(default)]
+    claims: Claims,
 }
 
 /// Section `[[app]]`: what an application sends from every host, and how soon it must be there.
@@ -299,6 +301,7 @@ pub struct LevelArg {
     oversize: Option<OversizeRule>,
     over: Option<OverRule>,
     tolerance: Option<Nanos>,
+    claims: Claims,
 }
 
 impl FromStr for LevelArg {
@@ -310,11 +313,7 @@ impl FromStr for LevelArg {
             .next()
             .and_then(|part| part.split_once(':'))
             .ok_or_else(|| "write LEVEL:FACTOR, for example 7:1 or 5:4".to_owned())?;
-        let level = level
-            .parse::<u8>()
-            .ok()
-            .and_then(Level::new)
-            .ok_or_else(|| format!("there is no level '{level}'; levels are 0 to 7, 7 the strictest"))?;
+        let level = parse_level(level)?;
         let mut arg = Self {
             level,
             demand: demand(wanted)?,
@@ -324,6 +323,7 @@ impl FromStr for LevelArg {
             oversize: None,
             over: None,
             tolerance: None,
+            claims: Claims::Allow,
         };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("'{part}': write KEY=VALUE"))?;
@@ -335,14 +335,24 @@ impl FromStr for LevelArg {
                 "oversize" => arg.oversize = Some(OversizeRule::from_str(value, true)?),
                 "over" => arg.over = Some(OverRule::from_str(value, true)?),
                 "tolerance" => arg.tolerance = Some(value.parse().map_err(|error| format!("{key}: {error}"))?),
+                "claims" => arg.claims = Claims::from_str(value, true)?,
                 _ => {
-                    let keys = ["charge", "max-packet", "burst", "oversize", "over", "tolerance"];
+                    let keys = ["charge", "max-packet", "burst", "oversize", "over", "tolerance", "claims"];
                     return Err(format!("unknown key '{key}'{}, one of {}", meant(key, &keys), keys.join(", ")));
                 }
             }
         }
         Ok(arg)
     }
+}
+
+/// A level on the command line.
+///
+/// # Errors
+/// If it is anything but a number from 0 to 7.
+pub fn parse_level(text: &str) -> Result<Level, String> {
+    let level = text.parse::<u8>().ok().and_then(Level::new);
+    level.ok_or_else(|| format!("there is no level '{text}'; levels are 0 to 7, 7 the strictest"))
 }
 
 /// `; did you mean 'x'?` if a known word is near.
@@ -388,6 +398,7 @@ impl LevelArg {
             oversize: self.oversize.unwrap_or(oversize).into(),
             over: self.over,
             tolerance: self.tolerance.unwrap_or(if spaced { tolerance } else { no_tolerance() }),
+            claims: self.claims,
             ..LevelSpec::new(self.level, self.demand)
         }
     }
@@ -407,6 +418,7 @@ impl FileLevel {
             oversize: self.oversize.into(),
             over: self.over,
             tolerance: self.tolerance,
+            claims: self.claims,
             ..LevelSpec::new(self.level, demand)
         })
     }
@@ -563,6 +575,8 @@ fn helpful(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use qjump_ebpf::layout::GRANT_ONLY_SHIFT;
+
     use super::*;
 
     const GOOD: &str = r#"
@@ -580,6 +594,7 @@ factor = 1
 level = 5
 factor = 4.5
 oversize = "drop"
+claims = "grant-only"
 
 [[level]]
 level = 3
@@ -605,6 +620,10 @@ interfaces = ["eth0"]
                 (3, Demand::Unlimited, Oversize::Demote)
             ]
         );
+        let claims: Vec<_> = network.levels.iter().map(|level| level.claims).collect();
+        assert_eq!(claims, [Claims::Allow, Claims::GrantOnly, Claims::Allow]);
+        let flags = network.plan().unwrap().config(1).unwrap().flags;
+        assert_eq!(flags, 1 << (GRANT_ONLY_SHIFT + 5) | 1, "the bit of level 5, beside those given");
         assert_eq!(file.host.interfaces, ["eth0"]);
     }
 
@@ -640,9 +659,10 @@ interfaces = ["eth0"]
             ("factor = 1", "factor = nan", "line 10", "above 0"),
             ("factor = 1", "factor = \"lots\"", "line 10", "'lots' is neither a number nor 'unlimited'"),
             ("factor = 1", "factor = 1\ntolerance = \"20\"", "line 11", "no unit"),
-            ("[\"eth0\"]", "\"eth0\"", "line 22", "expected a list of names: [\"eth0\"]"),
+            ("[\"eth0\"]", "\"eth0\"", "line 23", "expected a list of names: [\"eth0\"]"),
             ("level = 7", "level = 8", "line 9", "there is no level 8"),
             ("\"drop\"", "\"keep\"", "line 15", "unknown variant"),
+            ("\"grant-only\"", "\"nobody\"", "line 16", "expected `allow` or `grant-only`"),
         ] {
             let error = File::parse(&GOOD.replace(from, to)).unwrap_err();
             assert!(error.contains(line) && error.contains(part) && error.contains('^'), "{to}: {error}");
@@ -653,8 +673,8 @@ interfaces = ["eth0"]
             ("\"4us\"", "\"99999s\"", "line 2,", "too long"),
             ("factor = 4.5", "factor = 1000", "line 12,", "level 5: factor 1000"),
             ("factor = 4.5", "factor = 4.5\ntolerance = \"20us\"", "line 12,", "level 5: a tolerance"),
-            ("level = 3", "level = 7", "line 17,", "level 7 is given twice"),
-            ("level = 3", "level = 0", "line 17,", "level 0"),
+            ("level = 3", "level = 7", "line 18,", "level 7 is given twice"),
+            ("level = 3", "level = 0", "line 18,", "level 0"),
         ] {
             let error = File::parse(&GOOD.replace(from, to)).unwrap().plan(|_| Ok(())).unwrap_err();
             assert!(error.contains(line) && error.contains(part) && error.contains('^'), "{to}: {error}");
@@ -717,7 +737,7 @@ level = 4
         let seven = LevelSpec::new(Level::STRICTEST, Demand::Factor(1.0));
         assert_eq!(spec("7:1"), LevelSpec { tolerance: Nanos::from_ns(7), ..seven });
         assert_eq!(
-            spec("7:1mbit,charge=bytes,max-packet=1514,burst=9000,oversize=drop,over=demote"),
+            spec("7:1mbit,charge=bytes,max-packet=1514,burst=9000,oversize=drop,over=demote,claims=grant-only"),
             LevelSpec {
                 demand: Demand::Rate(Rate::from_bps(1_000_000)),
                 charge: Some(Charge::Byte),
@@ -725,6 +745,7 @@ level = 4
                 burst: Some(9_000),
                 oversize: Oversize::Drop,
                 over: Some(OverRule::Demote),
+                claims: Claims::GrantOnly,
                 ..seven
             }
         );

@@ -56,7 +56,7 @@ pub enum Error {
         "'{0}' cannot be the name of an interface: 1 to 15 bytes, no slash, colon or space; `ip link` lists what there is"
     )]
     BadName(String),
-    #[error("another qjump is changing this host's interfaces; it did not finish within {0} s. Try again")]
+    #[error("another qjump is changing this host's interfaces or grants; it did not finish within {0} s. Try again")]
     Locked(u64),
     #[error(
         "{path}: {why}. It is no state of this version of qjump; remove it with `qjump unload --interface {interface}`"
@@ -146,7 +146,7 @@ impl Error {
 }
 
 /// The telling lines of an error with a verifier log: its head and its last lines.
-pub(super) fn shorten(error: &dyn std::error::Error) -> String {
+pub(crate) fn shorten(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

@@ -35,6 +35,7 @@ use crate::{
     config::QueueChoice,
     plan::Plan,
     qdisc::{self, Before, Owner, Queue},
+    tag::grants,
     units::Rate,
 };
 
@@ -217,7 +218,9 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
             put_queue_back(index, &plan)?;
         }
     }
-    pins.remove().map_err(Error::io(interface, "removing its pins"))
+    pins.remove().map_err(Error::io(interface, "removing its pins"))?;
+    grants::remove_unneeded();
+    Ok(())
 }
 
 /// Puts back the queue and the GSO limit that a load found.
@@ -274,7 +277,7 @@ fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
 }
 
 /// CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, as in the kernel.
-fn require_capabilities(doing: &'static str) -> Result<(), Error> {
+pub(crate) fn require_capabilities(doing: &'static str) -> Result<(), Error> {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_PERFMON: u64 = 1 << 38; // The verifier's checks of pointers need it.
@@ -362,7 +365,10 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     }
     if matches!(found, Found::Nothing | Found::Leftovers { .. }) {
         let pins = pins.clone();
-        undo.push(move || drop(pins.remove()));
+        undo.push(move || {
+            drop(pins.remove());
+            grants::remove_unneeded();
+        });
     }
     // Only the owner may look in: whoever can write the maps can lift the limits.
     let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
@@ -379,6 +385,7 @@ fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     for map in [names::CONFIG, names::STATE, names::COUNTERS] {
         loader.map_pin_path(map, pins.map(map));
     }
+    grants::share_maps(&mut loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
     program(&mut object)?.load().map_err(|error| refused("program")(shorten(&error)))?;

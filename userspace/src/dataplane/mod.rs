@@ -14,9 +14,12 @@ mod status;
 pub mod sys;
 
 pub use error::Error;
+pub(crate) use error::shorten;
+pub(crate) use load::require_capabilities;
 pub use load::{Hook, Loaded, Request, load, unload};
 pub use maps::Maps;
 pub use pins::{BPFFS, Pins};
+pub(crate) use pins::{Lock, ensure_bpffs, require_visible};
 pub use status::{InterfaceStatus, LevelStatus, status};
 
 /// The eBPF object, or empty if it was not there when qjump was built.

@@ -145,6 +145,38 @@ pub fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<TcxLink> {
     Ok(TcxLink { program_id: words[2], ifindex: words[4] })
 }
 
+/// Attaches a program to a cgroup by a link, beside other people's programs. `hook` is an `enum bpf_attach_type`.
+pub fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    // prog_fd and target_fd, attach_type and flags.
+    let mut attribute = [halves([program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32]), halves([hook, 0])];
+    let fd = bpf(BPF_LINK_CREATE, &mut attribute)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Pins an object.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    const BPF_OBJ_PIN: libc::c_int = 6;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // pathname, bpf_fd and file_flags.
+    bpf(BPF_OBJ_PIN, &mut [path.as_ptr() as u64, halves([fd.as_raw_fd() as u32, 0])]).map(drop)
+}
+
+/// The number of the cgroup that a link is attached to, or 0 once it is gone (`struct bpf_link_info`). Fails for
+/// anything else.
+pub fn linked_cgroup(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    const BPF_LINK_TYPE_CGROUP: u32 = 3;
+    require_kind(fd, "bpf-link")?;
+    let mut words = [0u32; 32];
+    info(fd, &mut words)?;
+    // type, id, prog_id, (padding), then the union: for cgroups cgroup_id and attach_type.
+    if words[0] != BPF_LINK_TYPE_CGROUP {
+        return Err(io::Error::other("it is not a link to a cgroup"));
+    }
+    Ok(halves([words[4], words[5]]))
+}
+
 /// The kernel answers "info" for maps, programs and links alike, with different layouts.
 fn require_kind(fd: BorrowedFd<'_>, kind: &str) -> io::Result<()> {
     let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;

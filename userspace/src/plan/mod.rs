@@ -20,6 +20,7 @@ use delays::{Fixed, on_wire};
 use qjump_ebpf::{
     Charge, Config, LEVELS, Level, LevelLimit, LevelRecord,
     frame::{VLAN_TAG, WIRE_OVERHEAD, wire_bytes},
+    layout::GRANT_ONLY_SHIFT,
     limiter::{LimitError, MAX_COST_BYTES, Oversize},
 };
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,17 @@ pub enum Demand {
     Unlimited,
 }
 
+/// Who may use a level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Claims {
+    /// Any process, by `SO_PRIORITY`; the kernel asks for CAP_NET_RAW or CAP_NET_ADMIN at level 7 alone.
+    #[default]
+    Allow,
+    /// Sockets that were granted it, or a higher one (`qjump run`, `qjump tag`).
+    GrantOnly,
+}
+
 /// One level as the user asks for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LevelSpec {
@@ -99,6 +111,8 @@ pub struct LevelSpec {
     /// How much earlier than one epoch after the last a packet may come. The epoch grows by as much, so
     /// that spacing, and with it the bound, stay what they are. Packet-charged levels only.
     pub tolerance: Nanos,
+    /// Who may use it.
+    pub claims: Claims,
 }
 
 impl LevelSpec {
@@ -114,6 +128,7 @@ impl LevelSpec {
             oversize: Oversize::Demote,
             over: None,
             tolerance: Nanos::from_ns(0),
+            claims: Claims::Allow,
         }
     }
 }
@@ -651,6 +666,9 @@ impl Plan {
             config.limits[index] =
                 level.limit().map_err(|source| PlanError::Limit { level: level.spec.level, source })?;
             config.plan.levels[index] = level.record();
+            if level.spec.claims == Claims::GrantOnly {
+                config.flags |= 1 << (GRANT_ONLY_SHIFT + u32::from(level.spec.level.number()));
+            }
         }
         Ok(config)
     }

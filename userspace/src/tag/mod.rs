@@ -1,0 +1,424 @@
+//! Levels for programs: which processes, sockets and cgroups there are, and which level each gets.
+//!
+//! A [`Grant`] belongs to a cgroup. eBPF programs on that cgroup give its sockets the level (ebpf/src/authority.rs);
+//! sockets from before are *adopted*, one by one. A change is made under the lock of the host; what attaches
+//! programs comes first, the grant, which makes them work, afterwards, and what fails is undone.
+
+pub mod cgroup;
+mod error;
+pub mod grants;
+pub mod live;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::BorrowedFd,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use qjump_ebpf::{
+    Level,
+    grant::{GRANT_OWNS_CGROUP, Grant, MaybeLevel, decide},
+};
+
+pub use error::Error;
+
+use crate::dataplane::{Lock, ensure_bpffs, require_capabilities};
+use cgroup::{Cgroup, Hierarchy};
+use grants::{Grants, Programs};
+use live::{Count, Walk, processes_of};
+
+/// What somebody wants to tag, or no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// A process; it gets a cgroup of its own.
+    Process(u32),
+    /// A cgroup, by its path.
+    Cgroup(std::path::PathBuf),
+    /// The cgroup of a systemd unit.
+    Unit(String),
+}
+
+/// What a grant is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The level.
+    pub level: Level,
+    /// `SO_SNDBUF` of its sockets, bytes.
+    pub send_buffer: Option<u32>,
+}
+
+/// What a change did.
+#[derive(Debug)]
+pub struct Changed {
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// The sockets that were there.
+    pub sockets: Count,
+    /// The level that the cgroup still has from one above it.
+    pub level: Option<Level>,
+}
+
+/// The only one who changes grants on this host, for as long as it lives.
+pub struct Session {
+    hierarchy: Hierarchy,
+    grants: Grants,
+    programs: Option<Programs>,
+    // Dropped last: what is removed at the end is removed under the lock.
+    _lock: Lock,
+}
+
+impl Session {
+    /// Waits for others, and removes the grants of cgroups that are gone or were made for processes that have ended.
+    ///
+    /// # Errors
+    /// If rights or cgroups are missing, or the kernel refuses the programs.
+    pub fn begin() -> Result<Self, Error> {
+        require_capabilities("attaching")?;
+        let hierarchy = Hierarchy::find()?;
+        ensure_bpffs()?;
+        let lock = Lock::take()?;
+        let begin = || {
+            let (grants, programs) = match Grants::open()? {
+                Some(grants) => (grants, None),
+                None => {
+                    let programs = Programs::load()?;
+                    (Grants::open()?.ok_or(Error::NoCgroup2)?, Some(programs))
+                }
+            };
+            Ok((grants, programs))
+        };
+        match begin() {
+            Ok((grants, programs)) => {
+                let mut session = Self { hierarchy, grants, programs, _lock: lock };
+                session.sweep();
+                Ok(session)
+            }
+            Err(error) => {
+                grants::remove_unneeded();
+                Err(error)
+            }
+        }
+    }
+
+    /// The cgroups of this host.
+    pub const fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    fn programs(&mut self) -> Result<&mut Programs, Error> {
+        if self.programs.is_none() {
+            self.programs = Some(Programs::load()?);
+        }
+        Ok(self.programs.as_mut().expect("it was loaded just now"))
+    }
+
+    /// Grants a level to what the selector names, and moves the sockets that are there.
+    ///
+    /// # Errors
+    /// If it is not there, or the kernel refuses; then everything is as it was.
+    pub fn tag(&mut self, selector: &Selector, request: &Request) -> Result<Changed, Error> {
+        match selector {
+            Selector::Process(pid) => self.tag_process(*pid, request),
+            Selector::Cgroup(path) => self.tag_cgroup(self.hierarchy.at(path)?, request),
+            Selector::Unit(unit) => self.tag_cgroup(self.hierarchy.unit(unit)?, request),
+        }
+    }
+
+    fn tag_cgroup(&mut self, cgroup: Cgroup, request: &Request) -> Result<Changed, Error> {
+        let flags = self.grants.get(cgroup.id).map_or(0, |grant| grant.flags);
+        let before = self.grant(&cgroup, request, flags)?;
+        self.settle(&cgroup).map_or_else(
+            |error| {
+                self.revert(&cgroup, before);
+                Err(error)
+            },
+            |sockets| Ok(Changed { level: Some(request.level), cgroup: cgroup.clone(), sockets }),
+        )
+    }
+
+    fn tag_process(&mut self, pid: u32, request: &Request) -> Result<Changed, Error> {
+        let origin = self.hierarchy.of_process(Some(pid))?;
+        if self.grants.get(origin.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0) {
+            return self.tag_cgroup(origin, request);
+        }
+        let cgroup = self.make(&origin, &format!("qjump-{pid}"), request)?;
+        let done = self
+            .programs()
+            .and_then(|programs| programs.attach_origin(&cgroup, &origin))
+            .and_then(|()| cgroup.take(pid))
+            .and_then(|()| self.settle(&cgroup));
+        match done {
+            Ok(sockets) => Ok(Changed { level: Some(request.level), cgroup, sockets }),
+            Err(error) => {
+                let _ = self.remove(&cgroup);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a cgroup that has a grant, and goes with it.
+    ///
+    /// # Errors
+    /// If the kernel refuses; then there is none.
+    pub fn make(&mut self, parent: &Cgroup, name: &str, request: &Request) -> Result<Cgroup, Error> {
+        let cgroup = self.hierarchy.make(parent, name)?;
+        match self.grant(&cgroup, request, GRANT_OWNS_CGROUP) {
+            Ok(_) => Ok(cgroup),
+            Err(error) => {
+                let _ = cgroup.dissolve();
+                Err(error)
+            }
+        }
+    }
+
+    /// Attaches the programs and grants the level; returns the grant before.
+    fn grant(&mut self, cgroup: &Cgroup, request: &Request, flags: u32) -> Result<Option<Grant>, Error> {
+        cgroup.check_depth()?;
+        let before = self.grants.get(cgroup.id);
+        let grant = Grant {
+            level: request.level.number().into(),
+            send_buffer: request.send_buffer.unwrap_or(0),
+            uid: caller(),
+            flags,
+            since_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
+        };
+        let done = self
+            .programs()
+            .and_then(|programs| programs.attach(cgroup, request.send_buffer.is_some()))
+            .and_then(|()| self.grants.put(cgroup.id, grant));
+        if done.is_err() {
+            self.revert(cgroup, before);
+        }
+        done.map(|()| before)
+    }
+
+    /// Back to the grant before, or to none.
+    fn revert(&mut self, cgroup: &Cgroup, before: Option<Grant>) {
+        let _ = match before {
+            Some(grant) => self.grants.put(cgroup.id, grant),
+            None => self.grants.remove(cgroup.id).and_then(|()| detach(cgroup.id)),
+        };
+        let _ = self.settle(cgroup);
+    }
+
+    /// Takes back what was granted to what the selector names.
+    ///
+    /// # Errors
+    /// If it has no grant of its own, or is not there.
+    pub fn untag(&mut self, selector: &Selector) -> Result<Changed, Error> {
+        let cgroup = match selector {
+            Selector::Process(pid) => {
+                let cgroup = self.hierarchy.of_process(Some(*pid))?;
+                let governing = self.governing(&cgroup);
+                match governing {
+                    Some((from, grant)) if from.id != cgroup.id || grant.flags & GRANT_OWNS_CGROUP == 0 => {
+                        return Err(Error::TaggedByCgroup { pid: *pid, path: from.path });
+                    }
+                    _ => cgroup,
+                }
+            }
+            Selector::Cgroup(path) => self.hierarchy.at(path)?,
+            Selector::Unit(unit) => self.hierarchy.unit(unit)?,
+        };
+        if self.grants.get(cgroup.id).is_none() {
+            return Err(Error::NotTagged { path: cgroup.path });
+        }
+        self.remove(&cgroup)
+    }
+
+    /// Takes back every grant; how many there were.
+    ///
+    /// # Errors
+    /// If one cannot be removed.
+    pub fn untag_all(&mut self) -> Result<usize, Error> {
+        let cgroups = self.hierarchy.all();
+        let tagged = tagged()?;
+        for id in &tagged {
+            match cgroups.get(id) {
+                Some(cgroup) => drop(self.remove(cgroup)?),
+                None => self.remove_gone(*id)?,
+            }
+        }
+        Ok(tagged.len())
+    }
+
+    /// Removes the grant of a cgroup, and the cgroup if it was made for it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove(&mut self, cgroup: &Cgroup) -> Result<Changed, Error> {
+        let owned = self.grants.get(cgroup.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
+        self.remove_gone(cgroup.id)?;
+        let sockets = match self.settle(cgroup) {
+            // It was removed meanwhile, and all of its processes before it.
+            Err(Error::Live(live::LiveError::NoCgroup { .. })) => Count::default(),
+            other => other?,
+        };
+        if owned {
+            cgroup.dissolve()?;
+        }
+        let level = self.governing(cgroup).and_then(|(_, grant)| Level::from_priority(grant.level));
+        Ok(Changed { cgroup: cgroup.clone(), sockets, level })
+    }
+
+    fn remove_gone(&mut self, id: u64) -> Result<(), Error> {
+        self.grants.remove(id)?;
+        detach(id)
+    }
+
+    /// Removes what nobody needs any more: a command that was killed, or a cgroup that somebody removed, left it.
+    fn sweep(&mut self) {
+        let Ok(tagged) = tagged() else { return };
+        if tagged.is_empty() {
+            return;
+        }
+        let cgroups = self.hierarchy.all();
+        for id in tagged {
+            let owned = self.grants.get(id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
+            match cgroups.get(&id) {
+                Some(cgroup) if owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
+                _ if grants::is_gone(id) => drop(self.remove_gone(id)),
+                _ => {}
+            }
+        }
+    }
+
+    /// The nearest grant of a cgroup, and whose it is.
+    fn governing(&self, cgroup: &Cgroup) -> Option<(Cgroup, Grant)> {
+        self.hierarchy.upwards(cgroup).find_map(|above| self.grants.get(above.id).map(|grant| (above, grant)))
+    }
+
+    /// Gives every live socket of a cgroup, and of those below it, what the grants say now.
+    fn settle(&mut self, cgroup: &Cgroup) -> Result<Count, Error> {
+        let mut known: BTreeMap<u32, Option<(u64, Grant)>> = BTreeMap::new();
+        Ok(Walk::default().cgroup(&cgroup.directory, |socket, live| {
+            let governing = *known.entry(live.pid).or_insert_with(|| {
+                let at = self.hierarchy.of_process(Some(live.pid)).ok()?;
+                self.governing(&at).map(|(from, grant)| (from.id, grant))
+            });
+            let level = match governing {
+                Some((id, grant)) => {
+                    let asked = self.grants.adopt(socket, id)?;
+                    if grant.send_buffer != 0 {
+                        setsockopt(&socket, sockopt::SndBuf, &(grant.send_buffer as usize))?;
+                    }
+                    decide(MaybeLevel::from_number(grant.level), asked).level()
+                }
+                None => {
+                    self.grants.forget(socket);
+                    None
+                }
+            };
+            set_priority(socket, level.unwrap_or(Level::BEST_EFFORT))
+        })?)
+    }
+
+    /// Waits a moment for the processes of a cgroup to end; how many are left.
+    pub fn remaining(cgroup: &Cgroup) -> usize {
+        const TRIES: u32 = 20;
+        for _ in 0..TRIES {
+            if !cgroup.is_populated() {
+                return 0;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        processes_of(&cgroup.directory).map_or(0, |pids| pids.len())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        grants::remove_unneeded();
+    }
+}
+
+fn tagged() -> Result<Vec<u64>, Error> {
+    grants::tagged().map_err(|source| Error::State {
+        action: "list",
+        path: Path::new("/sys/fs/bpf/qjump-tags").into(),
+        source,
+    })
+}
+
+fn detach(id: u64) -> Result<(), Error> {
+    grants::detach(id).map_err(|source| Error::State {
+        action: "remove",
+        path: Path::new("/sys/fs/bpf/qjump-tags").join(id.to_string()),
+        source,
+    })
+}
+
+fn set_priority(socket: BorrowedFd<'_>, level: Level) -> io::Result<()> {
+    Ok(setsockopt(&socket, sockopt::Priority, &i32::from(level.number()))?)
+}
+
+/// The user who runs this command; `sudo` says who that was before.
+fn caller() -> u32 {
+    let uid = nix::unistd::getuid();
+    let before = std::env::var("SUDO_UID").ok().and_then(|text| text.parse().ok());
+    before.filter(|_| uid.is_root()).unwrap_or(uid.as_raw())
+}
+
+/// What there is to say about one grant.
+#[derive(Debug)]
+pub struct Tag {
+    /// The number of the cgroup.
+    pub id: u64,
+    /// The cgroup, unless it is gone or cannot be seen from here.
+    pub cgroup: Option<Cgroup>,
+    /// The grant.
+    pub grant: Grant,
+    /// Whether the cgroup was removed, or was made for processes that have ended. The next change removes the grant.
+    pub is_over: bool,
+    /// How many processes have their level from it.
+    pub processes: usize,
+    /// How many live sockets there are at each level.
+    pub sockets: [usize; qjump_ebpf::LEVELS],
+}
+
+/// What is tagged.
+///
+/// # Errors
+/// If this command lacks the rights to see it.
+pub fn list() -> Result<Vec<Tag>, Error> {
+    crate::dataplane::require_visible()?;
+    let Some(grants) = Grants::open()? else { return Ok(Vec::new()) };
+    let hierarchy = Hierarchy::find()?;
+    let cgroups = hierarchy.all();
+    let nearest = |pid: u32| {
+        let at = hierarchy.of_process(Some(pid)).ok()?;
+        hierarchy.upwards(&at).map(|above| above.id).find(|&id| grants.get(id).is_some())
+    };
+    let mut tags = Vec::new();
+    for id in tagged()? {
+        // One without a grant is being made, or was left half-way.
+        let Some(grant) = grants.get(id) else { continue };
+        let cgroup = cgroups.get(&id).cloned();
+        let owned = grant.flags & GRANT_OWNS_CGROUP != 0;
+        let ended = owned && cgroup.as_ref().is_some_and(|cgroup| !cgroup.is_populated());
+        let mut tag = Tag { id, grant, is_over: ended || grants::is_gone(id), cgroup, processes: 0, sockets: [0; _] };
+        if let Some(cgroup) = tag.cgroup.as_ref().filter(|_| !tag.is_over) {
+            let mut walk = Walk::default();
+            for pid in processes_of(&cgroup.directory)?.into_iter().filter(|&pid| nearest(pid) == Some(id)) {
+                tag.processes += 1;
+                let count = walk.process(pid, |socket, live| {
+                    let asked = grants.record(socket).map(|record| record.asked);
+                    let level = asked.map_or(MaybeLevel::from_number(live.priority), |asked| {
+                        decide(MaybeLevel::from_number(grant.level), asked)
+                    });
+                    tag.sockets[level.level().map_or(0, Level::index)] += 1;
+                    Ok(())
+                });
+                match count {
+                    Ok(_) | Err(live::LiveError::NoProcess { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        tags.push(tag);
+    }
+    Ok(tags)
+}
