@@ -10,11 +10,12 @@ use aya_ebpf::{
     helpers::{bpf_sk_fullsock, bpf_sk_storage_get},
     macros::btf_map,
 };
-use qjump_ebpf::{Admission, Charge, LEVELS, Level, layout::DEMOTION_IDLE_NS, limiter::admit_in};
+use qjump_ebpf::{Admission, Charge, LEVELS, Level, layout::DEMOTION_IDLE_NS};
 
 use crate::{
+    grants,
     packet::Packet,
-    shared::{Slot, limiter_word},
+    shared::{Slot, ask},
 };
 
 /// What is remembered of a socket.
@@ -30,12 +31,12 @@ struct Demotion {
 static DEMOTED: SkStorage<Demotion> = SkStorage::new();
 
 fn of_socket(packet: &Packet<'_>, flags: u64) -> Option<*mut Demotion> {
-    let socket = packet.socket();
+    let socket = grants::socket_of(packet.skb());
     if socket.is_null() {
         return None;
     }
     // SAFETY: `socket` is not null, as just checked.
-    let socket = unsafe { bpf_sk_fullsock(socket) };
+    let socket = unsafe { bpf_sk_fullsock(socket.cast()) };
     if socket.is_null() {
         return None;
     }
@@ -69,9 +70,6 @@ pub fn remember(packet: &Packet<'_>, level: Level, now_ns: u64) {
     }
 }
 
-/// What [`step_down`] says when the configuration is no longer in force.
-const STALE: u64 = u64::MAX;
-
 /// The first level from `from` down that admits a packet of this size, and how long it has to wait there;
 /// level 0 admits everything. `None` if the configuration in `slot` is no longer in force.
 #[inline(always)]
@@ -83,47 +81,26 @@ pub fn step_down(
     wire_bytes: u32,
     now_ns: u64,
 ) -> Option<(Level, u64)> {
-    let bytes = u64::from(l2_bytes) << 32 | u64::from(wire_bytes);
-    match qj_step_down(slot.number(), from.into(), bytes, segments.into(), now_ns) {
-        STALE => None,
-        answer => Some((Level::new(answer as u8 & 7)?, answer >> 8)),
-    }
-}
-
-/// [`step_down`] as a function of its own. Inlined, the verifier would follow its loop from every state of
-/// the program before it, and give up; a global function it checks once (kernel/bpf/verifier.c,
-/// `do_check_subprogs`). Hence five integers in and one out.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn qj_step_down(slot: u64, from: u64, bytes: u64, segments: u64, now_ns: u64) -> u64 {
-    let Some(slot) = Slot::numbered(slot) else {
-        return STALE;
-    };
-    let (l2_bytes, wire_bytes) = ((bytes >> 32) as u32, bytes as u32);
-    // From a constant, so that the verifier knows every index.
+    // From a constant, so that the verifier sees an end.
     for number in (1..LEVELS as u8).rev() {
-        let Some(level) = Level::new(number).filter(|_| u64::from(number) <= from) else {
+        let Some(level) = Level::new(number).filter(|_| number <= from) else {
             continue;
         };
         let limit = slot.limit(level);
-        let Some(cost_ns) = limit.cost_ns(l2_bytes, segments as u32, wire_bytes) else {
+        let Some(cost_ns) = limit.cost_ns(l2_bytes, segments, wire_bytes) else {
             continue;
         };
         match limit.charge() {
             Charge::NotConfigured => continue,
-            Charge::Unlimited => return number.into(),
+            Charge::Unlimited => return Some((level, 0)),
             Charge::Packet | Charge::Byte => {}
         }
-        let Some(word) = limiter_word(level) else {
-            return STALE;
-        };
-        // One try, and then the next level.
-        match admit_in::<1, _>(&word, slot.number(), limit, cost_ns, now_ns) {
-            Admission::Admitted => return number.into(),
-            Admission::Wait(ns) => return ns << 8 | u64::from(number),
+        match ask(slot, level, cost_ns, now_ns) {
+            Admission::Admitted => return Some((level, 0)),
+            Admission::Wait(ns) => return Some((level, ns)),
             Admission::Over | Admission::Contended => {}
-            Admission::Stale => return STALE,
+            Admission::Stale => return None,
         }
     }
-    Level::BEST_EFFORT.number().into()
+    Some((Level::BEST_EFFORT, 0))
 }

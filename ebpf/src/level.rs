@@ -36,8 +36,7 @@ impl Level {
     /// The level as an array index, below [`LEVELS`].
     #[inline(always)]
     pub const fn index(self) -> usize {
-        // The mask says to the eBPF verifier what the type says to the reader.
-        self.0 as usize & (LEVELS - 1)
+        self.0 as usize
     }
 
     /// The class selector codepoint CS(level) (RFC 2474, section 4.2.2.1), as the six DSCP bits.

@@ -534,18 +534,6 @@ const fn backlog_in(limit: &LevelLimit, slot: u64, word: u64, now_ns: u64) -> u6
 /// Asks for a packet that costs `cost_ns` under `limit`, the level's limit in configuration `slot`.
 #[inline(always)]
 pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u64, now_ns: u64) -> Admission {
-    admit_in::<TRIES, S>(state, slot, limit, cost_ns, now_ns)
-}
-
-/// [`admit`] with another number of tries, for callers that have something else to try.
-#[inline(always)]
-pub fn admit_in<const TRIES: usize, S: LevelState>(
-    state: &S,
-    slot: u64,
-    limit: &LevelLimit,
-    cost_ns: u64,
-    now_ns: u64,
-) -> Admission {
     let mut word = state.load();
     for _ in 0..TRIES {
         if slot_of(word) != slot & 1 {

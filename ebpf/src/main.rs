@@ -15,19 +15,19 @@ mod packet;
 mod shared;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_ktime_get_ns,
     macros::classifier,
     programs::TcContext,
 };
 use packet::{Header, Kind, Packet};
 use qjump_ebpf::{
-    Admission, Charge, Level, Reason, admit,
+    Admission, Charge, Level, Reason,
     frame::{VLAN_TAG, wire_bytes},
     grant,
     layout::class_id,
 };
-use shared::{Slot, limiter_word};
+use shared::{Slot, ask};
 
 /// What happens to a packet, and under which level and reason it is counted.
 struct Verdict {
@@ -51,6 +51,8 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     // Before `mark` may add a tag to the packet's metadata.
     let (l2_bytes, segments, tagged) = packet.size();
+    // Before `send_at` may write a class there.
+    let asked = Level::from_priority(packet.priority());
     // The second turn is for a packet that met a change of configuration on its way. There is never
     // a third: the loader waits for such packets before it changes anything again.
     for _ in 0..2 {
@@ -59,10 +61,10 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
         };
         let header = packet.header();
         // A packet that is demoted is counted with the tag that it then does not get: on the safe side.
-        let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && packet.names_limited_level();
+        let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && names_limited(asked);
         let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
         let wire_bytes = wire_bytes(l2_bytes + tag_bytes, segments);
-        if let Some(verdict) = judge(&packet, &header, slot, l2_bytes, segments, wire_bytes) {
+        if let Some(verdict) = judge(&packet, &header, slot, asked, (l2_bytes, segments, wire_bytes)) {
             shared::count(&verdict, segments, wire_bytes);
             return if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
         }
@@ -72,18 +74,14 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
 }
 
 /// Marks the packet and asks the limiter; `None` if the configuration in `slot` is no longer in force.
-///
-/// Marks first: behind the limiter's loop the verifier would follow all of the marking from each of its turns.
 #[inline(always)]
 fn judge(
     packet: &Packet<'_>,
     header: &Header,
     slot: Slot,
-    l2_bytes: u32,
-    segments: u32,
-    wire_bytes: u32,
+    asked: Option<Level>,
+    (l2_bytes, segments, wire_bytes): (u32, u32, u32),
 ) -> Option<Verdict> {
-    let asked = Level::from_priority(packet.priority());
     let not_ip = match header.kind {
         Kind::NonIp => Some(Reason::NonIp),
         Kind::Malformed => Some(Reason::Malformed),
@@ -120,7 +118,7 @@ fn judge(
     let mut verdict = Verdict { level: counted, reason, now_ns, wait_ns: 0 };
     let from = if limit.demotes() { demoted::level(packet, counted, now_ns) } else { counted };
     if from == counted {
-        match admit(&limiter_word(counted)?, slot.number(), limit, cost_ns, now_ns) {
+        match ask(slot, counted, cost_ns, now_ns) {
             Admission::Admitted => {}
             Admission::Wait(ns) => verdict.wait_ns = ns,
             Admission::Over if limit.demotes() => verdict.reason = Reason::OverDemoted,
@@ -152,6 +150,11 @@ fn judge(
     Some(verdict)
 }
 
+#[inline(always)]
+fn names_limited(asked: Option<Level>) -> bool {
+    matches!(asked, Some(level) if level != Level::BEST_EFFORT)
+}
+
 /// Makes the packet one of `level`, for switches by its mark and for the queue behind the program by its
 /// priority.
 #[inline(always)]
@@ -159,7 +162,7 @@ fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level) -> Re
     packet.mark(header, level, slot.tags_priority())?;
     if level != Level::BEST_EFFORT {
         packet.set_priority(if slot.has_classes() { class_id(level) } else { level.number().into() });
-    } else if packet.names_limited_level() || slot.has_classes() {
+    } else if slot.has_classes() || names_limited(Level::from_priority(packet.priority())) {
         // The queue must not serve it among those that it is not one of.
         packet.set_priority(0);
     }
@@ -176,7 +179,15 @@ fn may_claim(packet: &Packet<'_>, slot: Slot, level: Level) -> bool {
     if !packet.has_socket() {
         return false;
     }
-    !grant::is_grant_only(level, slot.grant_only()) || grants::claim_of(packet.skb()).granted.covers(level)
+    !grant::is_grant_only(level, slot.grant_only()) || qj_is_granted(packet.skb(), level.number().into()) != 0
+}
+
+/// Whether the socket of a packet was granted this level. A function of its own for the verifier's sake, as
+/// `shared::qj_admit` is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn qj_is_granted(skb: *mut __sk_buff, level: u64) -> u64 {
+    Level::new(level as u8).is_some_and(|level| grants::claim_of(skb).granted.covers(level)).into()
 }
 
 #[cfg(not(test))]

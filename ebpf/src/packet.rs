@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_sock},
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
     helpers::{bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push},
     programs::TcContext,
 };
@@ -95,19 +95,6 @@ impl<'a> Packet<'a> {
     pub fn set_departure(&self, at_ns: u64) {
         // SAFETY: as in `set_priority`.
         unsafe { (*self.skb).tstamp = at_ns }
-    }
-
-    /// The socket that sends the packet; null if none of this host does.
-    #[inline(always)]
-    pub fn socket(&self) -> *mut bpf_sock {
-        // SAFETY: as in `priority`.
-        unsafe { (*self.skb).__bindgen_anon_2.sk }
-    }
-
-    /// Whether `skb->priority` names a level above best effort.
-    #[inline(always)]
-    pub fn names_limited_level(&self) -> bool {
-        matches!(Level::from_priority(self.priority()), Some(level) if level != Level::BEST_EFFORT)
     }
 
     /// L2 bytes, the headers of every segment included; the number of segments; and whether a tag in the

@@ -1,6 +1,7 @@
 //! The maps, and the only code that touches them.
 
 use core::{
+    hint::black_box,
     intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg},
     ptr::{addr_of, read_volatile},
 };
@@ -10,7 +11,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use qjump_ebpf::{
-    Config, Counters, Level, LevelLimit, LevelState, State,
+    Admission, Config, Counters, LEVELS, Level, LevelLimit, LevelState, State, admit,
     layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
 };
 
@@ -84,25 +85,32 @@ impl Slot {
 
     #[inline(always)]
     pub fn limit(self, level: Level) -> &'static LevelLimit {
-        // SAFETY: `Level::index` is below the number of levels.
-        unsafe { self.config.limits.get_unchecked(level.index()) }
+        // SAFETY: the index is below the number of levels.
+        unsafe { self.config.limits.get_unchecked(index(level)) }
     }
 }
 
+/// The level as an index that the verifier can see to be below 8. The compiler knows it to be, and would drop
+/// the mask.
+#[inline(always)]
+fn index(level: Level) -> usize {
+    black_box(level.index()) & (LEVELS - 1)
+}
+
 /// A level's limiter word in map memory.
-pub struct WordRef {
+struct WordRef {
     word: *mut u64,
     active: *const u64,
 }
 
 /// The limiter word of `level`.
 #[inline(always)]
-pub fn limiter_word(level: Level) -> Option<WordRef> {
+fn limiter_word(level: Level) -> Option<WordRef> {
     let state = STATE.get_ptr_mut(0)?;
-    // SAFETY: map values live as long as the program; `Level::index` is below the number of words.
+    // SAFETY: map values live as long as the program; the index is below the number of words.
     unsafe {
         let words = addr_of!((*state).words).cast::<qjump_ebpf::layout::Word>();
-        Some(WordRef { word: words.add(level.index()).cast_mut().cast(), active: addr_of!((*state).active) })
+        Some(WordRef { word: words.add(index(level)).cast_mut().cast(), active: addr_of!((*state).active) })
     }
 }
 
@@ -128,6 +136,45 @@ impl LevelState for WordRef {
     }
 }
 
+/// Asks the limiter of `level` in the configuration `slot`.
+#[inline(always)]
+pub fn ask(slot: Slot, level: Level, cost_ns: u64, now_ns: u64) -> Admission {
+    match qj_admit(slot.number(), level.number().into(), cost_ns, now_ns) {
+        ADMITTED => Admission::Admitted,
+        OVER => Admission::Over,
+        STALE => Admission::Stale,
+        CONTENDED => Admission::Contended,
+        wait_ns => Admission::Wait(wait_ns),
+    }
+}
+
+// Waits are between 1 and 2^38 ns.
+const ADMITTED: u64 = 0;
+const OVER: u64 = u64::MAX;
+const STALE: u64 = u64::MAX - 1;
+const CONTENDED: u64 = u64::MAX - 2;
+
+/// [`ask`] as a function of its own, with integers in and out. The verifier checks a global function once
+/// (`do_check_subprogs`, kernel/bpf/verifier.c); inlined, it would follow the limiter's loop from every state
+/// in which the program may come there, and give up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn qj_admit(slot: u64, level: u64, cost_ns: u64, now_ns: u64) -> u64 {
+    let (Some(slot), Some(level)) = (Slot::numbered(slot), Level::new(level as u8)) else {
+        return STALE;
+    };
+    let Some(word) = limiter_word(level) else {
+        return STALE;
+    };
+    match admit(&word, slot.number(), slot.limit(level), cost_ns, now_ns) {
+        Admission::Admitted => ADMITTED,
+        Admission::Wait(ns) => ns,
+        Admission::Over => OVER,
+        Admission::Stale => STALE,
+        Admission::Contended => CONTENDED,
+    }
+}
+
 /// Counts `segments` frames of together `wire_bytes` bytes.
 #[inline(always)]
 pub fn count(verdict: &Verdict, segments: u32, wire_bytes: u32) {
@@ -137,7 +184,7 @@ pub fn count(verdict: &Verdict, segments: u32, wire_bytes: u32) {
     // SAFETY: this CPU's own value, and nothing else runs the program on this CPU meanwhile: egress
     // runs with bottom halves disabled (__dev_queue_xmit, net/core/dev.c). Both indices are in range.
     unsafe {
-        let level = (*counters).levels.get_unchecked_mut(verdict.level.index());
+        let level = (*counters).levels.get_unchecked_mut(index(verdict.level));
         let count = level.reasons.get_unchecked_mut(verdict.reason.index());
         count.packets += u64::from(segments);
         count.bytes += u64::from(wire_bytes);
