@@ -45,6 +45,16 @@ impl TestCgroup {
         Ok(())
     }
 
+    /// Does something, such as making a socket, while this whole process is in the cgroup.
+    pub fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = Hierarchy::find()?.of_process(None)?;
+        let own = std::process::id();
+        fs::write(self.directory.join("cgroup.procs"), own.to_string())?;
+        let result = work();
+        before.take(own)?;
+        result
+    }
+
     /// The path that /proc/PID/cgroup shows.
     pub fn path(&self) -> String {
         format!("/{}", self.directory.file_name().unwrap_or_default().to_string_lossy())

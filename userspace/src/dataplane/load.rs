@@ -140,6 +140,8 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
 fn load_locked(interfaces: Vec<Interface>, hook: Hook, config: &Config) -> Result<Vec<Loaded>, Error> {
     // The order of these two matters: what a failure undoes, it undoes under the lock.
     let _lock = Lock::take()?;
+    // What another version may have left.
+    grants::remove_unneeded();
     let mut undo = Undo::default();
     let prepared = interfaces
         .into_iter()
