@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf,
     programs::{LinkOrder, TcAttachType, tc::TcAttachOptions},
@@ -20,8 +20,9 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use qjump_ebpf::{Config, Level, LevelLimit, limiter::Oversize};
+use qjump_ebpf::{Config, Level, LevelLimit, layout::GRANT_ONLY_SHIFT, limiter::Oversize};
 use qjump_tests::{
+    cgroups::TestCgroup,
     frames::{ethernet, ipv4},
     link::{FAR, Link, NEAR, succeeded},
     program::{Shim, SkBuff, classifier, lab, time},
@@ -58,6 +59,9 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
     config.limits[7] = LevelLimit::per_packet(1, 0, 256, Oversize::Drop)?;
     config.limits[6] = LevelLimit::per_packet(1 << 37, 0, 256, Oversize::Drop)?;
     let mut shim = Shim::load(&config)?;
+    // The same for a level that is for grants alone, and this process has a grant.
+    let mut granted = Shim::load(&Config { flags: 1 << (GRANT_ONLY_SHIFT + 7), ..config })?;
+    granted.grant(7)?;
     let mut empty = lab("qj_empty")?;
     let mut clock = lab("qj_clock")?;
     // 64 bytes with FCS, carrying the right mark already, as from the second packet of a test run on.
@@ -68,16 +72,22 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
         ("best_effort", 0, packet(0)),
         ("guaranteed_pass", 7, packet(0xe0)),
         ("guaranteed_drop", 6, packet(0xc0)),
+        ("granted_pass", 7, packet(0xe0)),
+        ("grant_of_skb", 0, packet(0)),
     ];
     let mut times: Vec<Vec<u64>> = vec![Vec::new(); cases.len()];
     for _ in 0..ROUNDS {
         for ((name, priority, packet), times) in cases.iter().zip(&mut times) {
-            let program = match *name {
-                "empty" => &*classifier(&mut empty, "qj_empty")?,
-                "clock" => &*classifier(&mut clock, "qj_clock")?,
-                _ => shim.program()?,
+            let skb = SkBuff::priority(*priority);
+            let (action, ns) = match *name {
+                "empty" => time(&*classifier(&mut empty, "qj_empty")?, packet, skb, REPEAT)?,
+                "clock" => time(&*classifier(&mut clock, "qj_clock")?, packet, skb, REPEAT)?,
+                "granted_pass" => time(granted.program()?, packet, skb, REPEAT)?,
+                "grant_of_skb" => time(granted.skb_level()?, packet, skb, REPEAT)?,
+                _ => time(shim.program()?, packet, skb, REPEAT)?,
             };
-            times.push(time(program, packet, SkBuff::priority(*priority), REPEAT)?.1);
+            ensure!(action != 0, "{name} answered {action}");
+            times.push(ns);
         }
     }
     println!("BPF_PROG_TEST_RUN, 64-byte frames, {ROUNDS} rounds of {REPEAT} packets:");
@@ -91,8 +101,13 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
         rows.push(json!({"name": name, "min_ns": min, "median_ns": median}));
     }
     let ratio = |a: &str, b: &str| (format!("{a}/{b}"), medians[a] / medians[b]);
-    let ratios = vec![ratio("guaranteed_pass", "clock"), ratio("best_effort", "empty")];
+    let mut ratios = vec![ratio("guaranteed_pass", "clock"), ratio("best_effort", "empty")];
     show(&ratios);
+    // What deciding the level costs: on a tagged cgroup, and where a level is for grants alone.
+    let difference = |a: &str, b: &str| (format!("{a} - {b}, ns"), medians[a] - medians[b]);
+    let differences = vec![difference("grant_of_skb", "empty"), difference("granted_pass", "guaranteed_pass")];
+    show(&differences);
+    ratios.extend(differences);
     Ok((rows, ratios))
 }
 
@@ -108,18 +123,20 @@ const FLOOD_ROUNDS: usize = 9;
 fn flood() -> Result<(Vec<Value>, Ratios)> {
     let link = Link::new()?;
     let _far_end = drop_on_arrival(&link)?;
+    let tagged = TestCgroup::new()?;
+    succeeded(&link.qjump(&["tag", "--level", "5", "--cgroup", &tagged.path()])?)?;
     let mut pps: BTreeMap<(usize, &str), Vec<f64>> = BTreeMap::new();
     for _ in 0..FLOOD_ROUNDS {
         for senders in [1, 2] {
-            for name in ["none", "shim", "htb"] {
+            for name in ["none", "shim", "tagged", "htb"] {
                 match name {
-                    "shim" => shim(&link)?,
+                    "shim" | "tagged" => shim(&link)?,
                     "htb" => htb(&link)?,
                     _ => {}
                 }
-                pps.entry((senders, name)).or_default().push(one_flood(&link, senders, name == "htb")?);
+                pps.entry((senders, name)).or_default().push(one_flood(&link, senders, name, &tagged)?);
                 match name {
-                    "shim" => drop(link.unload()?),
+                    "shim" | "tagged" => drop(link.unload()?),
                     "htb" => link.near.batch("tc", &format!("qdisc del dev {} root\n", link.device))?,
                     _ => {}
                 }
@@ -132,14 +149,20 @@ fn flood() -> Result<(Vec<Value>, Ratios)> {
     for ((senders, name), values) in &mut pps {
         values.sort_by(f64::total_cmp);
         let median = values[values.len() / 2];
-        println!("  {senders} sender(s), {name:5} {:6.3} M", median / 1e6);
+        println!("  {senders} sender(s), {name:6} {:6.3} M", median / 1e6);
         medians.insert((*senders, *name), median);
         rows.push(json!({"name": name, "senders": senders, "pps": median.round()}));
     }
     let ratio = |senders, a: &'static str, b: &'static str| {
         (format!("flood {a}/{b}, {senders} senders"), medians[&(senders, a)] / medians[&(senders, b)])
     };
-    let ratios = vec![ratio(1, "shim", "none"), ratio(2, "shim", "none"), ratio(2, "shim", "htb")];
+    let ratios = vec![
+        ratio(1, "shim", "none"),
+        ratio(2, "shim", "none"),
+        ratio(2, "shim", "htb"),
+        ratio(1, "tagged", "shim"),
+        ratio(2, "tagged", "shim"),
+    ];
     show(&ratios);
     Ok((rows, ratios))
 }
@@ -186,12 +209,13 @@ fn drop_on_arrival(link: &Link) -> Result<Ebpf> {
 }
 
 /// Packets a second that arrived at the far end.
-fn one_flood(link: &Link, senders: usize, marks: bool) -> Result<f64> {
+fn one_flood(link: &Link, senders: usize, name: &str, tagged: &TestCgroup) -> Result<f64> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for cpu in 0..senders {
-            let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 5)?;
-            if marks {
+            let connect = || sender::connected(&link.near, NEAR.0, FAR.0, 7000, 5);
+            let socket = if name == "tagged" { tagged.within(connect)? } else { connect()? };
+            if name == "htb" {
                 sender::set_tos(&socket, 0xa0)?;
             }
             let stop = &stop;

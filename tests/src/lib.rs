@@ -2,6 +2,8 @@
 //! `cargo xtask test` and `cargo xtask bench` see to both.
 
 pub mod arrivals;
+pub mod capture;
+pub mod cgroups;
 pub mod frames;
 pub mod link;
 pub mod program;

@@ -5,10 +5,11 @@ use std::{env, fs, path::PathBuf};
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    maps::{Array, HashMap},
+    programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions, TestRunResult},
 };
-use qjump::dataplane::Maps;
-use qjump_ebpf::{Config, LEVELS, Reason, layout::LevelCounters, names};
+use qjump::{dataplane::Maps, tag::cgroup::Hierarchy};
+use qjump_ebpf::{Config, LEVELS, Reason, grant::Grant, layout::LevelCounters, names};
 
 /// "Next": the packet passes, and other programs still run (TC_ACT_UNSPEC).
 pub const NEXT: i32 = -1;
@@ -98,7 +99,12 @@ pub fn classifier<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedC
 }
 
 /// Runs a program `repeat` times on one packet: verdict and mean time, ns.
-pub fn time(program: &SchedClassifier, packet: &[u8], context: SkBuff, repeat: u32) -> Result<(i32, u64)> {
+pub fn time(
+    program: &impl for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+    packet: &[u8],
+    context: SkBuff,
+    repeat: u32,
+) -> Result<(i32, u64)> {
     let result = program.test_run(TestRunOptions {
         data_in: Some(packet),
         ctx_in: Some(&context.to_bytes()),
@@ -116,6 +122,27 @@ impl Shim {
         let mut maps = Maps::of(&mut object)?;
         maps.initialise(config)?;
         Ok(Self { object, maps })
+    }
+
+    /// Grants this process's cgroup a level, as far as this program's own maps go.
+    pub fn grant(&mut self, level: u32) -> Result<()> {
+        let own = Hierarchy::find()?.of_process(None)?.id;
+        let map = |object: &mut Ebpf, name| object.take_map(name).with_context(|| format!("no map {name}"));
+        let mut grants: HashMap<_, u64, Grant> = map(&mut self.object, names::GRANTS)?.try_into()?;
+        let mut generation: Array<_, u64> = map(&mut self.object, names::GENERATION)?.try_into()?;
+        grants.insert(own, Grant { level, ..Grant::default() }, 0)?;
+        generation.set(0, 1, 0)?;
+        Ok(())
+    }
+
+    /// The program that gives each packet of a granted socket its level.
+    pub fn skb_level(&mut self) -> Result<&CgroupSkb> {
+        let program: &mut CgroupSkb =
+            self.object.program_mut(names::SKB_LEVEL).context("no program for packets")?.try_into()?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        Ok(program)
     }
 
     /// The maps.

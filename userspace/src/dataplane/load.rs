@@ -159,6 +159,8 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
 fn load_locked(interfaces: Vec<Interface>, request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     // The order of these two matters: what a failure undoes, it undoes under the lock.
     let _lock = Lock::take()?;
+    // What another version may have left.
+    grants::remove_unneeded();
     let mut undo = Undo::default();
     let prepared = interfaces
         .into_iter()

@@ -14,7 +14,7 @@ use crate::dataplane;
 pub enum Error {
     #[error(
         "this host has no cgroup2 file system that this command can see; mount it, for example `mount -t cgroup2 none \
-         /sys/fs/cgroup/unified`, or start the command with the host's mounts"
+         /sys/fs/cgroup/unified`, or start the command with the mounts and the cgroup namespace of the host"
     )]
     NoCgroup2,
     #[error(

@@ -80,6 +80,8 @@ impl Session {
         let hierarchy = Hierarchy::find()?;
         ensure_bpffs()?;
         let lock = Lock::take()?;
+        // What another version may have left.
+        grants::remove_unneeded();
         let begin = || {
             let (grants, programs) = match Grants::open()? {
                 Some(grants) => (grants, None),
