@@ -4,5 +4,6 @@
 pub mod arrivals;
 pub mod frames;
 pub mod link;
+pub mod nobody;
 pub mod program;
 pub mod sender;

@@ -8,6 +8,7 @@ pub mod dataplane;
 pub mod measure;
 pub mod plan;
 pub mod sim;
+pub mod socket;
 pub mod table;
 pub mod tag;
 pub mod testbed;
