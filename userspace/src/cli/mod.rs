@@ -1,5 +1,6 @@
 //! The command line: one module a verb.
 
+mod assign;
 mod load;
 mod plan;
 mod sim;
@@ -26,6 +27,7 @@ enum Command {
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Assign(assign::AssignCommand),
     Testbed(testbed::TestbedCommand),
 }
 
@@ -78,6 +80,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Assign(command) => command.run(),
         Command::Testbed(command) => command.run(),
     };
     match result {

@@ -28,14 +28,24 @@ use thiserror::Error;
 pub enum Kind {
     /// TCP, or MPTCP, which hands its priority down to its subflows.
     Tcp,
-    /// UDP.
+    /// UDP, or UDP-Lite.
     Udp,
+    /// SCTP.
+    Sctp,
     /// A raw IP socket.
     Raw,
     /// A packet socket (`AF_PACKET`).
     Packet,
-    /// Another protocol over IP: SCTP, ping sockets.
+    /// Another protocol over IP: ping sockets, for example.
     Other,
+}
+
+impl Kind {
+    /// Whether the number beside an address is a port. Linux shows a raw socket's protocol in its place, and the
+    /// identifier of a ping socket.
+    pub const fn has_ports(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp | Self::Sctp)
+    }
 }
 
 impl fmt::Display for Kind {
@@ -43,6 +53,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
             Self::Raw => "raw",
             Self::Packet => "packet",
             Self::Other => "other",
@@ -324,7 +335,8 @@ fn read(pid: u32, fd: RawFd, socket: BorrowedFd<'_>) -> io::Result<Option<LiveSo
         (Family::Packet, ..) => Kind::Packet,
         (_, libc::SOCK_RAW, _) => Kind::Raw,
         (_, _, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => Kind::Tcp,
-        (_, _, libc::IPPROTO_UDP) => Kind::Udp,
+        (_, _, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => Kind::Udp,
+        (_, _, libc::IPPROTO_SCTP) => Kind::Sctp,
         _ => Kind::Other,
     };
     let (local, remote) = match kind {
