@@ -515,13 +515,13 @@ impl File {
         Rules::new(rules, user_id).map_err(|error| {
             let (rule, other) = error.rules();
             let also = other.map(|other| format!("\n{}", self.at_rule(other, "this is the other one")));
-            self.at_rule(rule, error) + &also.unwrap_or_default()
+            format!("error {}{}", self.at_rule(rule, error), also.unwrap_or_default())
         })
     }
 
     /// A message about a rule, counted from 0, with its line and a caret.
     pub fn at_rule(&self, rule: usize, message: impl fmt::Display) -> String {
-        self.at(&self.rules[rule], message)
+        self.show(&self.rules[rule], message)
     }
 
     /// The line on which a rule, counted from 0, begins.
@@ -535,6 +535,10 @@ impl File {
 
     /// The message with its line and a caret, in the form of the TOML reader's own.
     fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
+        format!("error {}", self.show(place, message))
+    }
+
+    fn show<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
         let start = place.span().start.min(self.text.len());
         let before = &self.text[..start];
         let number = self.line(start);
@@ -544,7 +548,7 @@ impl File {
         let margin = " ".repeat(number.to_string().len());
         let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
         format!(
-            "error at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
+            "at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
             column + 1,
             " ".repeat(column),
         )
