@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use qjump::{
-    tag::live::{LiveError, Walk, processes_of},
+    tag::live::{Family, Kind, LiveError, Walk, each_socket, processes_of},
     testbed::NetNs,
 };
 use qjump_tests::{
@@ -204,10 +205,7 @@ fn of_the_processes_that_share_a_socket_the_most_specific_rule_counts() -> Resul
     let (folder, cgroup) = (Folder::new()?, Cgroup::new()?);
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
     let holder = |within: &Path| -> Result<Child> {
-        let child = Command::new("sleep")
-            .arg("60")
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(socket.try_clone()?)))
-            .spawn()?;
+        let child = Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(socket.try_clone()?))).spawn()?;
         fs::write(within.join("cgroup.procs"), child.id().to_string())?;
         Ok(child)
     };
@@ -229,6 +227,32 @@ fn of_the_processes_that_share_a_socket_the_most_specific_rule_counts() -> Resul
     assert_eq!(qjump::socket::level(&socket)?.number(), 5);
     assert_eq!(pids?.into_iter().collect::<Vec<_>>(), expected);
     assert_eq!(walked?.visited, 1);
+    Ok(())
+}
+
+/// Linux writes other things where ports are. Only root may have such sockets.
+#[test]
+fn raw_and_packet_sockets_have_no_ports() -> Result<()> {
+    let netns = NetNs::new("assign3")?;
+    let sockets: Vec<OwnedFd> = netns.enter(|| {
+        let raw = |family: i32, protocol: i32| -> Result<OwnedFd> {
+            // SAFETY: plain values.
+            let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+            ensure!(fd >= 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: the kernel has just given this descriptor to us alone.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        };
+        Ok(vec![raw(libc::AF_INET, libc::IPPROTO_ICMP)?, raw(libc::AF_INET6, 89)?, raw(libc::AF_PACKET, 0)?])
+    })?;
+    let mut found = Vec::new();
+    each_socket(std::process::id(), |_, socket| {
+        if sockets.iter().any(|own| own.as_raw_fd() == socket.fd) {
+            found.push((socket.family, socket.kind, socket.local, socket.remote));
+        }
+        Ok(())
+    })?;
+    let expected = [(Family::V4, Kind::Raw), (Family::V6, Kind::Raw), (Family::Packet, Kind::Packet)];
+    assert_eq!(found, expected.map(|(family, kind)| (family, kind, None, None)));
     Ok(())
 }
 

