@@ -40,11 +40,12 @@ impl AssignCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let (file, rules) = read(&self.config)?;
         let assignment = Assignment::find(&rules).map_err(|error| Failure::Failed(error.to_string()))?;
-        let moved = match self.dry_run {
-            true => None,
-            false => Some(assignment.apply().map_err(|error| Failure::Failed(error.to_string()))?),
-        };
-        let warnings = warnings(&file, &rules, &assignment);
+        let moved = (!self.dry_run).then(|| assignment.apply());
+        let mut warnings = warnings(&file, &rules, &assignment);
+        let refused = refused(&assignment);
+        if self.dry_run {
+            warnings.extend(refused.clone());
+        }
         if self.json {
             print(format!("{:#}", to_json(&file, &assignment, moved.as_ref(), &warnings)))?;
         } else {
@@ -54,7 +55,7 @@ impl AssignCommand {
         let failures = assignment.failed.iter().chain(moved.iter().flat_map(|moved| &moved.failed));
         let mut failures: Vec<String> = failures.map(failure).collect();
         if !self.dry_run {
-            failures.extend(refused(&assignment));
+            failures.extend(refused);
         }
         if failures.is_empty() { Ok(()) } else { Err(Failure::Failed(failures.join("\nqjump: "))) }
     }
@@ -89,7 +90,6 @@ fn warnings(file: &File, rules: &Rules, assignment: &Assignment) -> Vec<String> 
             warnings.push(file.at_rule(number, "no live socket gets its level by this rule now"));
         }
     }
-    warnings.extend(refused(assignment));
     warnings
 }
 

@@ -102,11 +102,9 @@ impl Assignment {
         Ok(assignment)
     }
 
-    /// Sets the level of each socket that has another one than its rule says.
-    ///
-    /// # Errors
-    /// If a process cannot be looked into any more. That it has ended, or closed a socket, is no error.
-    pub fn apply(&self) -> Result<Moved, AssignError> {
+    /// Sets the level of each socket that has another one than its rule says. That a process has ended meanwhile, or
+    /// closed a socket, is no failure.
+    pub fn apply(&self) -> Moved {
         let mut by_process: BTreeMap<u32, HashMap<u64, &Assigned>> = BTreeMap::new();
         for assigned in self.sockets.iter().filter(|assigned| !assigned.is_settled()) {
             by_process.entry(assigned.socket.pid).or_default().insert(assigned.socket.inode, assigned);
@@ -124,11 +122,14 @@ impl Assignment {
             match count {
                 Ok(count) => result.failed.extend(count.failed),
                 Err(LiveError::NoProcess { .. }) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let left = wanted.drain().map(|(_, assigned)| assigned.socket.fd);
+                    result.failed.extend(left.map(|fd| (pid, fd, io::Error::other(error.to_string()))));
+                }
             }
             result.moved += moved;
             result.closed += wanted.len();
         }
-        Ok(result)
+        result
     }
 }

@@ -102,12 +102,16 @@ fn cgroup_path<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<
 }
 
 fn unit_name<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<CgroupSelector>, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    if name.is_empty() || name.contains('/') {
-        return Err(de::Error::custom(format!("'{name}' is not the name of a unit: \"memcached.service\"")));
-    }
+    let text = String::deserialize(deserializer)?;
     // As systemctl does.
-    Ok(Some(CgroupSelector::Unit(if name.contains('.') { name } else { name + ".service" })))
+    let name = if text.contains('.') { text.clone() } else { format!("{text}.service") };
+    let stem = [".service", ".scope", ".slice"].iter().find_map(|suffix| name.strip_suffix(suffix));
+    if name.contains('/') || stem.is_none_or(str::is_empty) {
+        return Err(de::Error::custom(format!(
+            "'{text}' is not a unit that has processes: \"x.service\", \"x.scope\" or \"x.slice\""
+        )));
+    }
+    Ok(Some(CgroupSelector::Unit(name)))
 }
 
 /// A user, by number or by name. In [`Rules`] there are only numbers.
@@ -588,7 +592,9 @@ mod tests {
             ("level = 5, cgroup = \"a\"", "not the path of a cgroup"),
             ("level = 5, cgroup = \"/a/../b\"", "not the path of a cgroup"),
             ("level = 5, cgroup = \"/sys/fs/cgroup/a\"", "/proc/PID/cgroup"),
-            ("level = 5, unit = \"a/b\"", "name of a unit"),
+            ("level = 5, unit = \"a/b\"", "'a/b' is not a unit"),
+            ("level = 5, unit = \"\"", "not a unit"),
+            ("level = 5, unit = \"a.timer\"", "x.service"),
             ("level = 5, user = -1", "a user's name in quotes, or a number"),
             ("level = 5, exe = \"x\"", "full path"),
             ("level = 5, exe = \"/*\"", "every program"),
