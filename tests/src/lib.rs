@@ -6,6 +6,7 @@ pub mod capture;
 pub mod cgroups;
 pub mod frames;
 pub mod link;
+pub mod nobody;
 pub mod program;
 pub mod sender;
 pub mod tcp;

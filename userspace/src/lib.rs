@@ -10,6 +10,7 @@ mod netlink;
 pub mod plan;
 pub mod qdisc;
 pub mod sim;
+pub mod socket;
 pub mod table;
 pub mod tag;
 pub mod testbed;

@@ -5,7 +5,7 @@
 
 use std::{fs, path::PathBuf};
 
-use qjump::{config::File, sim::trace};
+use qjump::{config::File, sim::trace, tag::rules::needs_tag};
 use rand::RngExt as _;
 use rand_xoshiro::{Xoshiro256PlusPlus, rand_core::SeedableRng as _};
 
@@ -103,6 +103,21 @@ fn configurations_are_planned_or_refused() {
             assert!(!message.is_empty(), "{text}");
             false
         }
+    });
+    assert!(accepted > 100, "{accepted} accepted: the mutations break everything");
+}
+
+#[test]
+fn rules_are_read_or_refused() {
+    let accepted = fuzz("config", |text| match File::parse(text) {
+        Ok(file) => match file.rules(|name| (name == "root").then_some(0)) {
+            Ok(rules) => needs_tag(&rules).len() <= rules.iter().len() && rules.iter().len() > 0,
+            Err(message) => {
+                assert!(message.contains('^'), "{text}");
+                false
+            }
+        },
+        Err(_) => false,
     });
     assert!(accepted > 100, "{accepted} accepted: the mutations break everything");
 }

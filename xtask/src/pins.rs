@@ -41,6 +41,13 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "iperf3", name: "iperf3" },
 ];
 
+/// What the tests run besides that: programs in C and Python, to see that they get their levels.
+pub const TESTS: &[Package] = &[
+    Package { provides: "gcc", name: "gcc" },
+    Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
+    Package { provides: "/usr/bin/python3", name: "python3" },
+];
+
 /// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
 /// needs. Linux runs it since 5.12.
 pub const BPF_CPU: &str = "v3";

@@ -25,7 +25,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // First, because it may fail, and what follows takes minutes.
     let root = Root::find("test")?;
     build::qjump(&workspace, Objects::ProgramAndLab)?;
-    apt::ensure(pins::TESTBED)?;
+    apt::ensure(&[pins::TESTBED, pins::TESTS].concat())?;
 
     say!("tests without root rights");
     let mut unit = build::cargo(&workspace)?;

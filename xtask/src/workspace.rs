@@ -38,6 +38,11 @@ impl Workspace {
         self.target("release/qjump")
     }
 
+    /// The library for LD_PRELOAD. It lies beside the command, where the tests look for it.
+    pub fn preload(&self) -> PathBuf {
+        self.target("release/libqjump_preload.so")
+    }
+
     /// Cargo, called in this tree, for this machine.
     ///
     /// The folders of the results are known to the tests and to userspace/build.rs, so settings that would move

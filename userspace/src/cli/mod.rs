@@ -1,5 +1,6 @@
 //! The command line: one module a verb.
 
+mod assign;
 mod load;
 mod plan;
 mod run;
@@ -32,6 +33,7 @@ enum Command {
     Tag(tag::TagCommand),
     Untag(tag::UntagCommand),
     Tags(tag::TagsCommand),
+    Assign(assign::AssignCommand),
     Testbed(testbed::TestbedCommand),
 }
 
@@ -96,6 +98,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Tag(command) => command.run(),
         Command::Untag(command) => command.run(),
         Command::Tags(command) => command.run(),
+        Command::Assign(command) => command.run(),
         Command::Testbed(command) => command.run(),
     };
     match result {

@@ -15,6 +15,7 @@ use crate::{
         default_wire_overhead,
         delays::GSO_BURST,
     },
+    tag::rules::{Rule, Rules},
     units::{self, Nanos, Rate},
 };
 
@@ -48,6 +49,8 @@ pub struct File {
     levels: Vec<Spanned<FileLevel>>,
     #[serde(rename = "app", default)]
     apps: Vec<Spanned<FileApp>>,
+    #[serde(rename = "assign", default)]
+    rules: Vec<Spanned<Rule>>,
     /// This host.
     #[serde(default)]
     pub host: Host,
@@ -200,7 +203,7 @@ const fn no_tolerance() -> Nanos {
     Nanos::from_ns(0)
 }
 
-fn level_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
+pub(crate) fn level_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
     let number = i64::deserialize(deserializer)?;
     u8::try_from(number)
         .ok()
@@ -543,18 +546,49 @@ impl File {
         Ok(Answer { plan: assigned.plan.clone(), assigned: Some(assigned) })
     }
 
+    /// The rules of the sections `[[assign]]`; `user_id` finds the number of a user's name.
+    ///
+    /// # Errors
+    /// If a rule makes no sense or two are in conflict, with the line of each and a caret.
+    pub fn rules(&self, user_id: impl Fn(&str) -> Option<u32>) -> Result<Rules, String> {
+        let rules = self.rules.iter().map(|rule| rule.get_ref().clone()).collect();
+        Rules::new(rules, user_id).map_err(|error| {
+            let (rule, other) = error.rules();
+            let also = other.map(|other| format!("\n{}", self.at_rule(other, "this is the other one")));
+            format!("error {}{}", self.at_rule(rule, error), also.unwrap_or_default())
+        })
+    }
+
+    /// A message about a rule, counted from 0, with its line and a caret.
+    pub fn at_rule(&self, rule: usize, message: impl fmt::Display) -> String {
+        self.show(&self.rules[rule], message)
+    }
+
+    /// The line on which a rule, counted from 0, begins.
+    pub fn line_of_rule(&self, rule: usize) -> usize {
+        self.line(self.rules[rule].span().start)
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.text[..offset].matches('\n').count() + 1
+    }
+
     /// The message with its line and a caret, in the form of the TOML reader's own.
     fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
+        format!("error {}", self.show(place, message))
+    }
+
+    fn show<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
         let start = place.span().start.min(self.text.len());
         let before = &self.text[..start];
-        let number = before.matches('\n').count() + 1;
+        let number = self.line(start);
         let begin = before.rfind('\n').map_or(0, |at| at + 1);
         let line = self.text[begin..].lines().next().unwrap_or_default();
         let column = self.text[begin..start].chars().count();
         let margin = " ".repeat(number.to_string().len());
         let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
         format!(
-            "error at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
+            "at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
             column + 1,
             " ".repeat(column),
         )
@@ -641,6 +675,9 @@ interfaces = ["eth0"]
             .into();
         assert_eq!(full.levels.pop().map(|level| level.demand), Some(Demand::Unlimited));
         assert_eq!(plain, full);
+        let rules =
+            [example, &uncommented].map(|text| File::parse(text).unwrap().rules(|_| None).unwrap().iter().len());
+        assert_eq!(rules, [0, 2]);
     }
 
     #[test]
@@ -729,6 +766,19 @@ level = 4
         }
         let error = File::parse(&text.replace("level = 4", "level = 9")).unwrap_err();
         assert!(error.contains("no level 9") && error.contains('^'), "{error}");
+    }
+
+    #[test]
+    fn rules_that_are_refused_are_shown() {
+        let with = |rules: &str| File::parse(&format!("{GOOD}\n{rules}")).unwrap().rules(|_| None);
+        let assign = |table: &str| format!("[[assign]]\n{table}\n\n");
+        assert_eq!(with(&assign("level = 5\nuser = 1")).unwrap().iter().len(), 1);
+        let error = with(&assign("level = 5")).unwrap_err();
+        assert!(error.contains("line 24,") && error.contains('^') && error.contains("every socket"), "{error}");
+        let error = with(&(assign("level = 5\nunit = \"a\"") + &assign("level = 6\nunit = \"a\""))).unwrap_err();
+        for part in ["line 28,", "conflict", "line 24,", "this is the other one"] {
+            assert!(error.contains(part) && error.matches("^^^").count() >= 2, "{error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A cgroup program decides for sockets that are made from now on. Those that a process has already keep what
 //! they were made with, so they are moved one by one: `pidfd_getfd` (Linux 5.6) gives a descriptor of the same
-//! open socket, whatever network namespace it belongs to, and `setsockopt` on it changes it for its owner, too.
+//! open socket, whatever network namespace it belongs to, and `setsockopt` on it changes it for its owner, too. A
+//! connection that its owner closes meanwhile ends when the duplicate is gone; therefore there is one at a time.
 //!
 //! What this cannot see: connections that wait in a listener's queue, descriptors that are on their way in a Unix
 //! socket or registered with io_uring alone, and those of a thread that has a table of its own
@@ -28,14 +29,24 @@ use thiserror::Error;
 pub enum Kind {
     /// TCP, or MPTCP, which hands its priority down to its subflows.
     Tcp,
-    /// UDP.
+    /// UDP, or UDP-Lite.
     Udp,
+    /// SCTP.
+    Sctp,
     /// A raw IP socket.
     Raw,
     /// A packet socket (`AF_PACKET`).
     Packet,
-    /// Another protocol over IP: SCTP, ping sockets.
+    /// Another protocol over IP: ping sockets, for example.
     Other,
+}
+
+impl Kind {
+    /// Whether the number beside an address is a port. Linux shows a raw socket's protocol in its place, and the
+    /// identifier of a ping socket.
+    const fn has_ports(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp | Self::Sctp)
+    }
 }
 
 impl fmt::Display for Kind {
@@ -43,6 +54,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
             Self::Raw => "raw",
             Self::Packet => "packet",
             Self::Other => "other",
@@ -74,7 +86,8 @@ pub struct LiveSocket {
     pub family: Family,
     /// Its protocol.
     pub kind: Kind,
-    /// Its own address, if it has a port or is bound to an address; IPv4 over an IPv6 socket is shown as IPv4.
+    /// Its own address, if it has a port or is bound to an address. IPv4 over an IPv6 socket is shown as IPv4, and the port of
+    /// a protocol that has none as 0.
     pub local: Option<SocketAddr>,
     /// The address that it is connected to.
     pub remote: Option<SocketAddr>,
@@ -324,14 +337,16 @@ fn read(pid: u32, fd: RawFd, socket: BorrowedFd<'_>) -> io::Result<Option<LiveSo
         (Family::Packet, ..) => Kind::Packet,
         (_, libc::SOCK_RAW, _) => Kind::Raw,
         (_, _, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) => Kind::Tcp,
-        (_, _, libc::IPPROTO_UDP) => Kind::Udp,
+        (_, _, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => Kind::Udp,
+        (_, _, libc::IPPROTO_SCTP) => Kind::Sctp,
         _ => Kind::Other,
     };
     let (local, remote) = match kind {
         Kind::Packet => (None, None),
         _ => {
-            let local = address(getsockname(socket.as_raw_fd()))?;
-            (local.filter(|at| at.port() != 0 || !at.ip().is_unspecified()), address(getpeername(socket.as_raw_fd()))?)
+            let [local, remote] = [getsockname(socket.as_raw_fd()), getpeername(socket.as_raw_fd())]
+                .map(|answer| address(answer, kind.has_ports()));
+            (local?.filter(|at| at.port() != 0 || !at.ip().is_unspecified()), remote?)
         }
     };
     let priority = option(socket, libc::SO_PRIORITY)? as u32;
@@ -339,16 +354,19 @@ fn read(pid: u32, fd: RawFd, socket: BorrowedFd<'_>) -> io::Result<Option<LiveSo
     Ok(Some(LiveSocket { pid, fd, inode, family, kind, local, remote, priority }))
 }
 
-fn address(answer: nix::Result<SockaddrStorage>) -> io::Result<Option<SocketAddr>> {
-    match answer {
-        Ok(storage) => {
-            let v4 = storage.as_sockaddr_in().map(|&address| SocketAddr::V4(address.into()));
-            Ok(v4.or_else(|| storage.as_sockaddr_in6().map(|&address| unmapped(address.into()))))
-        }
+fn address(answer: nix::Result<SockaddrStorage>, has_port: bool) -> io::Result<Option<SocketAddr>> {
+    let storage = match answer {
+        Ok(storage) => storage,
         // EINVAL: a TCP socket that was shut down.
-        Err(Errno::ENOTCONN | Errno::EINVAL) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(Errno::ENOTCONN | Errno::EINVAL) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let v4 = storage.as_sockaddr_in().map(|&address| SocketAddr::V4(address.into()));
+    let mut address = v4.or_else(|| storage.as_sockaddr_in6().map(|&address| unmapped(address.into())));
+    if let Some(address) = address.as_mut().filter(|_| !has_port) {
+        address.set_port(0);
     }
+    Ok(address)
 }
 
 /// An IPv6 socket that speaks IPv4 has its addresses as ::ffff:a.b.c.d.

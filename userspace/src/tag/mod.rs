@@ -4,10 +4,13 @@
 //! sockets from before are *adopted*, one by one. A change is made under the lock of the host; what attaches
 //! programs comes first, the grant, which makes them work, afterwards, and what fails is undone.
 
+pub mod assign;
 pub mod cgroup;
 mod error;
 pub mod grants;
 pub mod live;
+pub mod process;
+pub mod rules;
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,324 @@
+//! `qjump assign`: rules move the live sockets of real programs, in whatever network namespace and cgroup.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use anyhow::{Context, Result, ensure};
+use qjump::{
+    tag::live::{Family, Kind, LiveError, Walk, each_socket, processes_of},
+    testbed::NetNs,
+};
+use qjump_tests::{
+    link::{binary, failed},
+    nobody::{self, Folder},
+};
+use serde_json::Value;
+
+/// A cgroup with one below it, removed when dropped.
+struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mount = fields.find(|fields| fields[2] == "cgroup2").context("no cgroup2 is mounted")?[1].to_owned();
+        let name = format!("qjump-assign-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let cgroup = Self { path: Path::new(&mount).join(name) };
+        fs::create_dir_all(cgroup.inner())?;
+        Ok(cgroup)
+    }
+
+    fn inner(&self) -> PathBuf {
+        self.path.join("inner.service")
+    }
+
+    /// As it is written in rules.
+    fn name(&self) -> Result<String> {
+        Ok(format!("/{}", self.path.file_name().context("no name")?.to_string_lossy()))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(self.inner());
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A program with a UDP socket on port 7000, a TCP connection to itself from port 7001 to port 7002, and the listener. When
+/// told to, it sends a byte through the connection and says what levels its sockets have.
+const PROGRAM: &str = r#"
+import socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("127.0.0.1", 7000))
+listener = socket.create_server(("127.0.0.1", 7002))
+client = socket.create_connection(("127.0.0.1", 7002), source_address=("127.0.0.1", 7001))
+server = listener.accept()[0]
+for line in sys.stdin:
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+    sockets = (udp, listener, client, server)
+    print(*(s.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) for s in sockets), flush=True)
+"#;
+
+struct Program {
+    child: Child,
+    say: ChildStdin,
+    hear: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start(netns: &NetNs, cgroup: &Path) -> Result<Self> {
+        let mut child = netns.enter(|| {
+            let mut command = Command::new("/usr/bin/python3");
+            Ok(command.args(["-c", PROGRAM]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?)
+        })?;
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string())?;
+        let (say, hear) = child.stdin.take().zip(child.stdout.take()).context("no pipes")?;
+        let mut program = Self { child, say, hear: BufReader::new(hear) };
+        // From now on its sockets are there.
+        ensure!(program.levels()? == "0 0 0 0", "not at level 0");
+        Ok(program)
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The levels of UDP socket, listener, client and server, as the program itself sees them.
+    fn levels(&mut self) -> Result<String> {
+        let mut line = String::new();
+        writeln!(self.say, "levels?")?;
+        self.hear.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const CLUSTER: &str = "[cluster]\nhosts = 12\nlink-rate = \"10gbit\"\nmax-packet = 256\nepsilon = \"4us\"\n\n\
+                       [[level]]\nlevel = 7\nfactor = 1\n\n[[level]]\nlevel = 5\nfactor = 4\n\n";
+
+/// A configuration file with these rules, the first of which begins on line 15.
+fn config(folder: &Folder, rules: &[String]) -> Result<PathBuf> {
+    let path = folder.path("qjump.toml");
+    let text: String = rules.iter().map(|rule| format!("[[assign]]\n{rule}\n\n")).collect();
+    fs::write(&path, format!("{CLUSTER}{text}"))?;
+    Ok(path)
+}
+
+fn assign(config: &Path, more: &[&str]) -> Result<Output> {
+    Ok(Command::new(binary()).arg("assign").arg("--config").arg(config).args(more).output()?)
+}
+
+fn json(config: &Path, more: &[&str]) -> Result<Value> {
+    let output = assign(config, &[&["--json"], more].concat())?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[test]
+fn rules_move_live_sockets_and_a_dry_run_does_not() -> Result<()> {
+    let (folder, cgroup) = (Folder::new()?, Cgroup::new()?);
+    let (one, other) = (NetNs::new("assign0")?, NetNs::new("assign1")?);
+    let mut outer = Program::start(&one, &cgroup.path)?;
+    let mut inner = Program::start(&other, &cgroup.inner())?;
+    let name = cgroup.name()?;
+    // The same ports in two network namespaces: told apart by their cgroups, the nearest of which counts.
+    let file = config(
+        &folder,
+        &[
+            format!("level = 3\ncgroup = \"{name}\""),
+            format!("level = 5\ncgroup = \"{name}/inner.service\""),
+            format!("level = 7\ncgroup = \"{name}\"\nremote = \"127.0.0.0/8\"\nremote-port = 7002"),
+            format!("level = 1\ncgroup = \"{name}\"\nlocal-port = 9"),
+        ],
+    )?;
+    let seen = json(&file, &["--dry-run"])?;
+    let sockets = seen["sockets"].as_array().context("no sockets")?;
+    let mut rows: Vec<_> = sockets
+        .iter()
+        .map(|socket| {
+            let number = |key: &str| socket[key].as_u64().unwrap_or(u64::MAX);
+            let local = socket["local"].as_str().unwrap_or_default().to_owned();
+            let remote = socket["remote"].as_str().unwrap_or("-").to_owned();
+            assert_eq!((socket["program"].as_str(), number("priority")), (Some("python3"), 0));
+            (number("pid") == u64::from(inner.pid()), local, remote, number("level"), number("rule_line"))
+        })
+        .collect();
+    rows.sort();
+    let row = |inner: bool, local: u16, remote: u16, level: u64, line: u64| {
+        let address = |port: u16| format!("127.0.0.1:{port}");
+        (inner, address(local), if remote == 0 { "-".to_owned() } else { address(remote) }, level, line)
+    };
+    let expected = [
+        row(false, 7000, 0, 3, 15),
+        row(false, 7001, 7002, 7, 23),
+        row(false, 7002, 0, 3, 15),
+        row(false, 7002, 7001, 3, 15),
+        row(true, 7000, 0, 5, 19),
+        row(true, 7001, 7002, 7, 23),
+        row(true, 7002, 0, 5, 19),
+        row(true, 7002, 7001, 5, 19),
+    ];
+    assert_eq!(rows, expected);
+    let warnings = seen["warnings"].to_string();
+    assert_eq!(seen["warnings"].as_array().map(Vec::len), Some(3), "{warnings}");
+    for part in ["plan has no level 3", "plan has no level 1", "line 29", "no live socket", "^"] {
+        assert!(warnings.contains(part), "{part}: {warnings}");
+    }
+    let text = assign(&file, &["--dry-run"])?;
+    let table = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(table.contains("0 -> 7") && table.contains("would move 8 sockets; 0 have"), "{table}");
+    let warned = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert!(text.status.success() && warned.contains("qjump: warning: at line 29,"), "{warned}");
+    assert_eq!((outer.levels()?, inner.levels()?), ("0 0 0 0".into(), "0 0 0 0".into()), "a dry run changes nothing");
+
+    let done = json(&file, &[])?;
+    assert_eq!(
+        (&done["moved"], &done["settled"], &done["failed"], &done["closed"]),
+        (&8.into(), &0.into(), &0.into(), &0.into())
+    );
+    assert_eq!((outer.levels()?, inner.levels()?), ("3 3 7 3".into(), "5 5 7 5".into()));
+    let again = json(&file, &[])?;
+    assert_eq!((&again["moved"], &again["settled"]), (&0.into(), &8.into()));
+    Ok(())
+}
+
+/// A socket-activated service: somebody else holds its socket, too.
+#[test]
+fn of_the_processes_that_share_a_socket_the_most_specific_rule_counts() -> Result<()> {
+    let (folder, cgroup) = (Folder::new()?, Cgroup::new()?);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let holder = |within: &Path| -> Result<Child> {
+        let child = Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(socket.try_clone()?))).spawn()?;
+        fs::write(within.join("cgroup.procs"), child.id().to_string())?;
+        Ok(child)
+    };
+    let mut holders = [holder(&cgroup.path)?, holder(&cgroup.inner())?, holder(&cgroup.path)?];
+    let name = cgroup.name()?;
+    let rules = [format!("level = 5\ncgroup = \"{name}/inner.service\""), format!("level = 7\ncgroup = \"{name}\"")];
+    let done = config(&folder, &rules).and_then(|file| json(&file, &[]));
+    let pids = processes_of(&cgroup.path);
+    let expected = holders.each_ref().map(Child::id);
+    let walked = Walk::default().cgroup(&cgroup.path, |_, socket| {
+        assert_eq!(socket.priority, 5);
+        Ok(())
+    });
+    for holder in &mut holders {
+        holder.kill()?;
+        holder.wait()?;
+    }
+    assert_eq!(done?["moved"], 1);
+    assert_eq!(qjump::socket::level(&socket)?.number(), 5);
+    assert_eq!(pids?.into_iter().collect::<Vec<_>>(), expected);
+    assert_eq!(walked?.visited, 1);
+    Ok(())
+}
+
+/// Linux writes other things where ports are. Only root may have such sockets.
+#[test]
+fn raw_and_packet_sockets_have_no_ports() -> Result<()> {
+    let netns = NetNs::new("assign3")?;
+    let sockets: Vec<OwnedFd> = netns.enter(|| {
+        let raw = |family: i32, protocol: i32| -> Result<OwnedFd> {
+            // SAFETY: plain values.
+            let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+            ensure!(fd >= 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: the kernel has just given this descriptor to us alone.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        };
+        Ok(vec![raw(libc::AF_INET, libc::IPPROTO_ICMP)?, raw(libc::AF_INET6, 89)?, raw(libc::AF_PACKET, 0)?])
+    })?;
+    let mut found = Vec::new();
+    each_socket(std::process::id(), |_, socket| {
+        if sockets.iter().any(|own| own.as_raw_fd() == socket.fd) {
+            found.push((socket.family, socket.kind, socket.local, socket.remote));
+        }
+        Ok(())
+    })?;
+    let expected = [(Family::V4, Kind::Raw), (Family::V6, Kind::Raw), (Family::Packet, Kind::Packet)];
+    assert_eq!(found, expected.map(|(family, kind)| (family, kind, None, None)));
+    Ok(())
+}
+
+#[test]
+fn cgroups_that_are_threaded_or_gone() -> Result<()> {
+    let cgroup = Cgroup::new()?;
+    let netns = NetNs::new("assign2")?;
+    fs::write(cgroup.inner().join("cgroup.type"), "threaded")?;
+    let program = Program::start(&netns, &cgroup.path)?;
+    fs::write(cgroup.inner().join("cgroup.threads"), program.pid().to_string())?;
+    let mut visited = Vec::new();
+    let count = Walk::default().cgroup(&cgroup.path, |_, socket| {
+        visited.push(socket.local.map(|at| at.port()));
+        Ok(())
+    })?;
+    assert_eq!((count.visited, count.failed.len(), count.unreachable), (4, 0, 0));
+    visited.sort_unstable();
+    assert_eq!(visited, [7000, 7001, 7002, 7002].map(Some));
+    drop(program);
+    let path = cgroup.path.clone();
+    drop(cgroup);
+    assert!(matches!(processes_of(&path), Err(LiveError::NoCgroup { .. })));
+    Ok(())
+}
+
+#[test]
+fn mistakes() -> Result<()> {
+    let folder = Folder::new()?;
+    let check = |rules: &[&str], status: i32, parts: &[&str]| -> Result<()> {
+        let rules: Vec<String> = rules.iter().map(|&rule| rule.to_owned()).collect();
+        let file = config(&folder, &rules)?;
+        for mode in [&["--dry-run"][..], &[]] {
+            let (code, error) = failed(&assign(&file, mode)?);
+            assert_eq!(code, status, "{error}");
+            for part in parts {
+                assert!(error.contains(part), "'{part}' is missing in: {error}");
+            }
+        }
+        Ok(())
+    };
+    check(&[], 64, &["qjump.toml", "no [[assign]] section"])?;
+    check(&["level = 5"], 64, &["qjump.toml: error at line 15,", "^", "every socket of the host"])?;
+    check(&["level = 8\nuser = 0"], 64, &["line 16", "^", "no level 8"])?;
+    check(
+        &["level = 5\nuser = \"nobody-of-this-name\""],
+        64,
+        &["line 15,", "no user 'nobody-of-this-name'", "getent"],
+    )?;
+    check(&["level = 5\nlocal-port = \"9-8\""], 64, &["line 17", "^", "'9-8' is neither"])?;
+    check(&["level = 5\nprot = 9"], 64, &["line 17", "^", "unknown field"])?;
+    check(
+        &["level = 5\nlocal-port = \"80-90\"", "level = 6\nlocal-port = \"85-95\""],
+        64,
+        &["line 19,", "line 15,", "in conflict", "equal precedence", "^"],
+    )?;
+    let (code, error) = failed(&assign(Path::new("/nonexistent.toml"), &[])?);
+    assert!(code == 64 && error.contains("/nonexistent.toml"), "{error}");
+
+    // Without privileges there is only oneself to look into.
+    let program = folder.take(&binary())?;
+    let file = config(&folder, &["level = 5\nlocal-port = 9".to_owned()])?;
+    let run = |more: &[&str]| nobody::command(&program).arg("assign").arg("--config").arg(&file).args(more).output();
+    let output = run(&["--dry-run"])?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && error.contains("CAP_SYS_PTRACE"), "{error}");
+    let (code, error) = failed(&run(&[])?);
+    assert!(code == 1 && error.contains("CAP_SYS_PTRACE") && error.contains("sudo"), "{error}");
+    Ok(())
+}
