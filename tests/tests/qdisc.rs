@@ -49,13 +49,19 @@ fn linked(setup: Setup, mbit: u64) -> Setup {
 /// The near interface, and what works on it.
 struct Near<'a> {
     link: &'a Link,
+    device: String,
     ifindex: u32,
 }
 
 impl<'a> Near<'a> {
     fn new(link: &'a Link) -> Result<Self> {
-        let ifindex = link.near.enter(|| Ok(if_nametoindex(link.device.as_str())?))?;
-        Ok(Self { link, ifindex })
+        Self::with_device(link, &link.device)
+    }
+
+    /// Another interface in the near namespace.
+    fn with_device(link: &'a Link, device: &str) -> Result<Self> {
+        let ifindex = link.near.enter(|| Ok(if_nametoindex(device)?))?;
+        Ok(Self { link, device: device.to_owned(), ifindex })
     }
 
     fn on<T: Send>(&self, work: impl FnOnce(u32) -> Result<T, qdisc::Error> + Send) -> Result<T> {
@@ -76,12 +82,12 @@ impl<'a> Near<'a> {
 
     /// One command of `tc` a line; DEV stands for the interface.
     fn tc(&self, lines: &str) -> Result<()> {
-        self.link.near.batch("tc", &lines.replace("DEV", &self.link.device))
+        self.link.near.batch("tc", &lines.replace("DEV", &self.device))
     }
 
     fn show(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.link.near.command("tc");
-        let output = command.args(arguments).args(["dev", &self.link.device]).output()?;
+        let output = command.args(arguments).args(["dev", &self.device]).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
     }
@@ -266,11 +272,12 @@ fn what_others_changed_is_found_and_mended() -> Result<()> {
 }
 
 /// Roots that can be put back.
-const CLASSLESS: [&str; 4] = [
+const CLASSLESS: [&str; 5] = [
     "qdisc replace dev DEV root handle 8001: pfifo limit 37",
     "qdisc replace dev DEV root handle 2: bfifo limit 20000",
     "qdisc replace dev DEV root handle 3: tbf rate 50mbit burst 10kb limit 100kb peakrate 60mbit mtu 3000 overhead 24",
     "qdisc replace dev DEV root handle 4: pfifo_fast",
+    "qdisc replace dev DEV root handle 5: noqueue",
 ];
 
 #[test]
@@ -313,6 +320,23 @@ fn what_was_there_comes_back() -> Result<()> {
     let error = near.restore(&before).unwrap_err().to_string();
     assert!(error.contains("(pfifo 8001:)") && error.contains("it has come since, and stays"), "{error}");
     assert_eq!(near.state()?, state);
+    Ok(())
+}
+
+#[test]
+fn the_default_of_many_queues_comes_back() -> Result<()> {
+    let link = Link::new()?;
+    link.near.ip("tuntap add dev many mode tap multi_queue")?;
+    link.near.ip("link set many up")?;
+    let many = Near::with_device(&link, "many")?;
+    let state = many.state()?;
+    assert!(state.contains("qdisc mq 0: root"), "{state}");
+    assert_eq!(many.on(qdisc::owner)?, Owner::Default);
+    let before = many.on(qdisc::before)?;
+    many.apply(&setup(), &before)?;
+    assert_eq!(many.verify(&setup())?, [""; 0]);
+    many.restore(&before)?;
+    assert_eq!(many.state()?, state);
     Ok(())
 }
 

@@ -13,11 +13,8 @@ use super::{
     rate::lowered,
 };
 
-/// The major number of our root qdisc: "qj".
-pub const MAJOR: u16 = 0x716a;
-
-/// The handle of our root qdisc.
-pub const ROOT: u32 = (MAJOR as u32) << 16;
+/// The handle of our root qdisc: its major number is "qj".
+pub const ROOT: u32 = 0x716a_0000;
 
 /// The class through which all share the link. Leaf classes are numbered from 1.
 const LINK_CLASS: u32 = ROOT | 0x10;
@@ -186,7 +183,7 @@ const fn class(rate: RateSpec, buffer: u32, ceil: RateSpec, cbuffer: u32, prio: 
 
 /// One step from a tree to another of the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change<'a> {
+pub(super) enum Change<'a> {
     /// This class is missing or has other options.
     Class(&'a Class),
     /// This leaf is missing or has other options.
@@ -195,7 +192,7 @@ pub enum Change<'a> {
 
 /// How to get from one tree to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Difference<'a> {
+pub(super) enum Difference<'a> {
     /// In place, without loss; nothing at all if they are the same.
     InPlace(Vec<Change<'a>>),
     /// Only from scratch: another root, or something below it that is not wanted there.
@@ -204,7 +201,7 @@ pub enum Difference<'a> {
 
 impl Tree {
     /// How to get from `self`, as the kernel reports it, to `wanted`.
-    pub fn difference<'a>(&self, wanted: &'a Self) -> Difference<'a> {
+    pub(super) fn difference<'a>(&self, wanted: &'a Self) -> Difference<'a> {
         let alien_class = self.classes.iter().any(|class| !wanted.classes.iter().any(|other| other.same_place(class)));
         let alien_leaf = self.leaves.iter().any(|leaf| !wanted.leaves.iter().any(|other| other.same_place(leaf)));
         if self.root != wanted.root || alien_class || alien_leaf {
@@ -220,7 +217,7 @@ impl Tree {
     }
 
     /// What differs from `wanted`, for people; empty if nothing does.
-    pub fn complaints(&self, wanted: &Self) -> Vec<String> {
+    pub(super) fn complaints(&self, wanted: &Self) -> Vec<String> {
         let mut complaints = Vec::new();
         if self.root != wanted.root {
             complaints.push(format!("the root is {}, wanted is {}", self.root, wanted.root));
@@ -282,11 +279,18 @@ impl fmt::Display for Qdisc {
             Options::Pfifo(fifo) => write!(f, " with a limit of {} packets", fifo.limit),
             Options::Bfifo(fifo) => write!(f, " with a limit of {} bytes", fifo.limit),
             Options::Prio(prio) => write!(f, " with {} bands, map {:?}", prio.bands, prio.map),
-            Options::Fq(fq) => write!(
-                f,
-                " with limits of {:?} and {:?} packets, horizon {:?} us",
-                fq.limit, fq.flow_limit, fq.horizon_us
-            ),
+            Options::Fq(fq) => {
+                let fields = [
+                    ("limit", fq.limit),
+                    ("flow_limit", fq.flow_limit),
+                    ("horizon_us", fq.horizon_us),
+                    ("horizon_drop", fq.horizon_drop.map(u32::from)),
+                ];
+                fields
+                    .iter()
+                    .filter_map(|(name, value)| Some((name, (*value)?)))
+                    .try_for_each(|(name, value)| write!(f, " {name} {value}"))
+            }
             Options::Mqprio(_) | Options::Clsact | Options::Other { .. } => Ok(()),
         }
     }
