@@ -14,8 +14,8 @@
 //! `r (X + t)` bytes and one packet. With X = 0, and every packet counted as P (`mpu`), two packets never leave
 //! closer than P / r. The usual advice, a bucket of P, lets two leave back to back.
 //!
-//! A bucket of 0 has its price: the time by which the kernel's timer is late (some 17 us a packet on a virtual
-//! machine) is lost for good. With X at least as long as that, the level gets its whole rate.
+//! A bucket of 0 has its price: for each packet that waits, the time by which the kernel's timer is late is lost
+//! for good. With X at least as long as that, the level gets its whole rate.
 //!
 //! A GSO packet counts once as its L2 bytes and [`qjump_ebpf::frame::WIRE_OVERHEAD`], though each of its segments
 //! has that much on the wire: who lets them through must lower the rates by as much, the link's too, or cap them
