@@ -266,12 +266,12 @@ impl Fq {
     /// The value of `TCA_OPTIONS`.
     pub fn encode(&self) -> Vec<u8> {
         let fields = [
+            (Self::BUCKETS_LOG, self.buckets_log),
             (Self::LIMIT, self.limit),
             (Self::FLOW_LIMIT, self.flow_limit),
             (Self::QUANTUM, self.quantum),
             (Self::INITIAL_QUANTUM, self.initial_quantum),
             (Self::RATE_ENABLE, self.pacing.map(u32::from)),
-            (Self::BUCKETS_LOG, self.buckets_log),
             (Self::TIMER_SLACK, self.timer_slack_ns),
             (Self::HORIZON, self.horizon_us),
         ];
@@ -398,4 +398,118 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digit = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+        (0..text.len()).step_by(2).map(digit).collect()
+    }
+
+    // The options that `tc` of iproute2 6.1.0 sends, recorded with
+    // `strace -e trace=sendmsg -e write=3,4 tc qdisc add dev v0 ...` on x86-64.
+
+    #[test]
+    fn prio_is_what_tc_sends() {
+        // root handle 716a: prio bands 8 priomap 7 6 5 4 3 2 1 0 7 7 7 7 7 7 7 7
+        let sent = hex("080000000706050403020100070707070707070704000200");
+        let prio = Prio { bands: 8, map: [7, 6, 5, 4, 3, 2, 1, 0, 7, 7, 7, 7, 7, 7, 7, 7] };
+        // Behind the structure tc adds an attribute without a value, for a multi-queue prio that is long gone.
+        assert_eq!(prio.encode(), sent[..20]);
+        assert_eq!(Options::decode("prio", &sent), Options::Prio(prio));
+    }
+
+    #[test]
+    fn fq_is_what_tc_sends() {
+        // root fq limit 100000 flow_limit 100000 horizon 20s horizon_drop
+        let sent = hex("08000100a086010008000200a086010008000e00002d310105000f0001000000");
+        let fq = Fq {
+            limit: Some(100_000),
+            flow_limit: Some(100_000),
+            horizon_us: Some(20_000_000),
+            horizon_drop: Some(true),
+            ..Fq::default()
+        };
+        assert_eq!(fq.encode(), sent);
+        assert_eq!(Options::decode("fq", &sent), Options::Fq(fq));
+
+        // root fq limit 5000 flow_limit 200 quantum 3028 initial_quantum 15140 buckets 2048 timer_slack 1000 nopacing
+        // horizon 2s horizon_cap
+        let sent = hex(concat!(
+            "080008000b000000080001008813000008000200c800000008000300d40b000008000400243b00000800050000000000",
+            "08000d00e803000008000e0080841e0005000f0000000000"
+        ));
+        let fq = Fq {
+            limit: Some(5_000),
+            flow_limit: Some(200),
+            quantum: Some(3_028),
+            initial_quantum: Some(15_140),
+            pacing: Some(false),
+            buckets_log: Some(11),
+            timer_slack_ns: Some(1_000),
+            horizon_us: Some(2_000_000),
+            horizon_drop: Some(false),
+        };
+        assert_eq!(fq.encode(), sent);
+        assert_eq!(Options::decode("fq", &sent), Options::Fq(fq));
+    }
+
+    #[test]
+    fn mqprio_is_what_tc_sends() {
+        // root mqprio num_tc 3 map 0 1 2 2 0 0 0 0 0 0 0 0 0 0 0 0 queues 2@0 2@2 4@4 hw 0
+        let sent = hex(concat!(
+            "0300010202000000000000000000000000000200020004000000000000000000000000000000000000000000000000000000",
+            "00000200040000000000000000000000000000000000000000000000000000000000"
+        ));
+        let [mut map, mut counts, mut offsets] = [[0; 16]; 3];
+        map[1..4].copy_from_slice(&[1, 2, 2]);
+        counts[..3].copy_from_slice(&[2, 2, 4]);
+        offsets[..3].copy_from_slice(&[0, 2, 4]);
+        let mqprio = Mqprio { classes: 3, map: map.map(|class| class as u8), hardware: false, counts, offsets };
+        // tc pads it to a multiple of 4 bytes.
+        assert_eq!(mqprio.encode(), sent[..82]);
+        assert_eq!(Options::decode("mqprio", &sent), Options::Mqprio(mqprio));
+    }
+
+    #[test]
+    fn an_option_that_the_kernel_does_not_have_does_not_count() {
+        let wanted = Fq { limit: Some(5), horizon_us: Some(7), ..Fq::default() };
+        assert!(wanted.holds_in(&Fq { limit: Some(5), quantum: Some(3), ..Fq::default() }));
+        assert!(!wanted.holds_in(&Fq { limit: Some(5), horizon_us: Some(6), ..Fq::default() }));
+    }
+
+    #[test]
+    fn ticks_round_down() {
+        assert_eq!([0, 63, 64, 1_000_000].map(ticks), [0, 0, 1, 15_625]);
+        assert_eq!(ticks(u64::MAX), u32::MAX);
+    }
+
+    fn spec() -> impl Strategy<Value = RateSpec> {
+        (any::<u64>(), any::<u16>(), any::<u16>()).prop_map(|(rate, overhead, mpu)| {
+            // Half of them need the attribute for 64 bits.
+            RateSpec { bytes_per_s: if rate % 2 == 0 { rate >> 32 } else { rate }, overhead, mpu }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn classes_survive_a_round_trip(
+            rate in spec(), ceil in spec(), buffer: u32, cbuffer: u32, quantum: u32, prio in 0u32..8,
+        ) {
+            let class = HtbClass { rate, ceil, buffer, cbuffer, quantum, prio };
+            prop_assert_eq!(HtbClass::decode(&class.encode()), Some(class));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            for kind in ["htb", "pfifo", "fq", "prio", "mqprio", "clsact", "tbf"] {
+                Options::decode(kind, &bytes);
+            }
+            HtbClass::decode(&bytes);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong with an interface's queue: what, where, and what to do.
 
-use std::{ffi::CString, io};
+use std::io;
 
 use nix::net::if_::if_indextoname;
 use thiserror::Error;
@@ -45,11 +45,9 @@ impl Error {
 
 /// The interface's name, or its number if it is gone.
 pub(super) fn name(ifindex: u32) -> String {
-    if_indextoname(ifindex)
-        .ok()
-        .map(CString::into_string)
-        .and_then(Result::ok)
-        .unwrap_or_else(|| format!("number {ifindex}"))
+    // nix answers with an empty name where the kernel knows none.
+    let known = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok()).filter(|name| !name.is_empty());
+    known.unwrap_or_else(|| format!("number {ifindex}"))
 }
 
 /// What to do about it.

@@ -14,12 +14,16 @@
 //! `r (X + t)` bytes and one packet. With X = 0, and every packet counted as P (`mpu`), two packets never leave
 //! closer than P / r. The usual advice, a bucket of P, lets two leave back to back.
 //!
+//! A bucket of 0 has its price: for each packet that waits, the time by which the kernel's timer is late is lost
+//! for good. With X at least as long as that, the level gets its whole rate.
+//!
 //! A GSO packet counts once as its L2 bytes and [`qjump_ebpf::frame::WIRE_OVERHEAD`], though each of its segments
-//! has that much on the wire: who lets them through must lower the rates by as much, or cap
-//! [`set_gso_max_segs`].
+//! has that much on the wire: who lets them through must lower the rates by as much, the link's too, or cap them
+//! by [`set_gso_max_segs`].
 //!
 //! With [`Setup::link_rate`], HTB owns the queue in front of a link that does not push back: all levels borrow from
-//! one class of that rate, in strict priority.
+//! one class of that rate, in strict priority. That class lets at most [`LINK_BURST_NS`] of its rate through at
+//! once, and a packet: so much may wait behind it.
 
 pub mod encode;
 mod error;
@@ -36,11 +40,11 @@ use crate::units::Rate;
 use encode::{HtbClass, Options};
 use error::name;
 use kernel::{Entry, Observed};
-use tree::{ABOVE_ROOT, Handle};
+use tree::{ABOVE_ROOT, Change, Difference, Handle};
 
 pub use error::Error;
 pub use scratch::Available;
-pub use tree::{Change, Class, Difference, LINK_BURST_NS, MAJOR, Qdisc, ROOT, Tree, class_id, tree};
+pub use tree::{Class, LINK_BURST_NS, Qdisc, ROOT, Tree, class_id, tree};
 
 /// What queues the packets of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +176,7 @@ pub fn owner(ifindex: u32) -> Result<Owner, Error> {
             None => Owner::Foreign {
                 kind: root.kind.clone(),
                 handle: Handle(root.handle).to_string(),
-                obstacle: obstacle(root, &observed)?,
+                obstacle: obstacle(root, &observed),
             },
         },
     })
@@ -182,13 +186,14 @@ pub fn owner(ifindex: u32) -> Result<Owner, Error> {
 /// there before it is not known here.
 ///
 /// # Errors
-/// [`Error::Foreign`] if it is a qdisc that could not be put back as it is; and if the kernel does not say.
+/// [`Error::Foreign`] if it is a qdisc that could not be put back as it is, or if that cannot be tried out, for
+/// which CAP_SYS_ADMIN is needed; and if the kernel does not say.
 pub fn before(ifindex: u32) -> Result<Before, Error> {
     let observed = observe(ifindex)?;
     let Some(root) = observed.root.as_ref().filter(|root| ours(root).is_none()) else {
         return Ok(Before::Default);
     };
-    match obstacle(root, &observed)? {
+    match obstacle(root, &observed) {
         Some(why) => Err(foreign(ifindex, root, why)),
         None => Ok(Before::Classless { kind: root.kind.clone(), handle: root.handle, options: root.options.clone() }),
     }
@@ -218,7 +223,8 @@ pub fn apply(ifindex: u32, setup: &Setup, before: &Before) -> Result<(), Error> 
             None => restore(ifindex, before),
         };
         match undone {
-            Ok(()) => failure,
+            // Who has set a root of his own meanwhile has left nothing of ours.
+            Ok(()) | Err(Error::Foreign { .. }) => failure,
             Err(undo) => Error::Undo { failure: Box::new(failure), undo: Box::new(undo) },
         }
     })
@@ -344,8 +350,8 @@ fn ours(root: &Entry) -> Option<Queue> {
 }
 
 /// Why a root that is not ours could not be put back as it is.
-fn obstacle(root: &Entry, observed: &Observed) -> Result<Option<String>, Error> {
-    Ok(if !CLASSLESS.contains(&root.kind.as_str()) {
+fn obstacle(root: &Entry, observed: &Observed) -> Option<String> {
+    if !CLASSLESS.contains(&root.kind.as_str()) {
         Some("it may have classes".to_owned())
     } else if !observed.leaves.is_empty() {
         Some("it has other queues below it".to_owned())
@@ -353,11 +359,13 @@ fn obstacle(root: &Entry, observed: &Observed) -> Result<Option<String>, Error> 
         Some("it has filters".to_owned())
     } else if root.has_size_table {
         Some("it has a size table, which the kernel does not report in full".to_owned())
-    } else if !scratch::is_replayable(root).map_err(Error::scratch)? {
-        Some("the kernel does not report all that is needed to make it again".to_owned())
     } else {
-        None
-    })
+        match scratch::is_replayable(root) {
+            Ok(true) => None,
+            Ok(false) => Some("the kernel does not report all that is needed to make it again".to_owned()),
+            Err(source) => Some(Error::scratch(source).to_string()),
+        }
+    }
 }
 
 fn foreign(ifindex: u32, root: &Entry, why: String) -> Error {

@@ -13,11 +13,8 @@ use super::{
     rate::lowered,
 };
 
-/// The major number of our root qdisc: "qj".
-pub const MAJOR: u16 = 0x716a;
-
-/// The handle of our root qdisc.
-pub const ROOT: u32 = (MAJOR as u32) << 16;
+/// The handle of our root qdisc: its major number is "qj".
+pub const ROOT: u32 = 0x716a_0000;
 
 /// The class through which all share the link. Leaf classes are numbered from 1.
 const LINK_CLASS: u32 = ROOT | 0x10;
@@ -186,8 +183,8 @@ const fn class(rate: RateSpec, buffer: u32, ceil: RateSpec, cbuffer: u32, prio: 
 
 /// One step from a tree to another of the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change<'a> {
-    /// This class has other options.
+pub(super) enum Change<'a> {
+    /// This class is missing or has other options.
     Class(&'a Class),
     /// This leaf is missing or has other options.
     Leaf(&'a Qdisc),
@@ -195,23 +192,19 @@ pub enum Change<'a> {
 
 /// How to get from one tree to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Difference<'a> {
+pub(super) enum Difference<'a> {
     /// In place, without loss; nothing at all if they are the same.
     InPlace(Vec<Change<'a>>),
-    /// Only from scratch: another root, or classes elsewhere.
+    /// Only from scratch: another root, or something below it that is not wanted there.
     Rebuild,
 }
 
 impl Tree {
     /// How to get from `self`, as the kernel reports it, to `wanted`.
-    pub fn difference<'a>(&self, wanted: &'a Self) -> Difference<'a> {
-        let places = |tree: &Self| {
-            let mut places: Vec<_> = tree.classes.iter().map(|class| (class.id, class.parent)).collect();
-            places.sort_unstable();
-            places
-        };
-        let foreign = self.leaves.iter().any(|leaf| !wanted.leaves.iter().any(|other| other.same_place(leaf)));
-        if self.root != wanted.root || foreign || places(self) != places(wanted) {
+    pub(super) fn difference<'a>(&self, wanted: &'a Self) -> Difference<'a> {
+        let alien_class = self.classes.iter().any(|class| !wanted.classes.iter().any(|other| other.same_place(class)));
+        let alien_leaf = self.leaves.iter().any(|leaf| !wanted.leaves.iter().any(|other| other.same_place(leaf)));
+        if self.root != wanted.root || alien_class || alien_leaf {
             return Difference::Rebuild;
         }
         let classes = wanted.classes.iter().filter(|class| !self.classes.contains(class)).map(Change::Class);
@@ -224,7 +217,7 @@ impl Tree {
     }
 
     /// What differs from `wanted`, for people; empty if nothing does.
-    pub fn complaints(&self, wanted: &Self) -> Vec<String> {
+    pub(super) fn complaints(&self, wanted: &Self) -> Vec<String> {
         let mut complaints = Vec::new();
         if self.root != wanted.root {
             complaints.push(format!("the root is {}, wanted is {}", self.root, wanted.root));
@@ -249,6 +242,12 @@ impl Tree {
             complaints.push(format!("{leaf} is not ours"));
         }
         complaints
+    }
+}
+
+impl Class {
+    fn same_place(&self, other: &Self) -> bool {
+        (self.id, self.parent) == (other.id, other.parent)
     }
 }
 
@@ -280,11 +279,18 @@ impl fmt::Display for Qdisc {
             Options::Pfifo(fifo) => write!(f, " with a limit of {} packets", fifo.limit),
             Options::Bfifo(fifo) => write!(f, " with a limit of {} bytes", fifo.limit),
             Options::Prio(prio) => write!(f, " with {} bands, map {:?}", prio.bands, prio.map),
-            Options::Fq(fq) => write!(
-                f,
-                " with limits of {:?} and {:?} packets, horizon {:?} us",
-                fq.limit, fq.flow_limit, fq.horizon_us
-            ),
+            Options::Fq(fq) => {
+                let fields = [
+                    ("limit", fq.limit),
+                    ("flow_limit", fq.flow_limit),
+                    ("horizon_us", fq.horizon_us),
+                    ("horizon_drop", fq.horizon_drop.map(u32::from)),
+                ];
+                fields
+                    .iter()
+                    .filter_map(|(name, value)| Some((name, (*value)?)))
+                    .try_for_each(|(name, value)| write!(f, " {name} {value}"))
+            }
             Options::Mqprio(_) | Options::Clsact | Options::Other { .. } => Ok(()),
         }
     }
@@ -303,5 +309,158 @@ impl fmt::Display for Class {
             ceil.bytes_per_s,
             ceil.mpu
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{qdisc::Shape, units::Rate};
+
+    const LEVEL: [Level; LEVELS] = {
+        let mut levels = [Level::BEST_EFFORT; LEVELS];
+        let mut n = 0;
+        while n < LEVELS {
+            levels[n] = Level::new(n as u8).expect("below 8");
+            n += 1;
+        }
+        levels
+    };
+
+    /// Level 7: packets of 280 bytes, one a millisecond. Level 5: 50 Mbit/s with a burst of 1 ms.
+    fn setup(queue: Queue) -> Setup {
+        let mut shapes = [None; LEVELS];
+        shapes[7] = Some(Shape { rate_bytes: 280_000, burst_ns: 0, least_bytes: 280 });
+        shapes[5] = Some(Shape { rate_bytes: 6_250_000, burst_ns: 1_000_000, least_bytes: 84 });
+        Setup { queue, shapes, link_rate: None, horizon_ns: 0 }
+    }
+
+    fn wanted(setup: &Setup) -> Tree {
+        tree(setup).expect("a tree")
+    }
+
+    fn class_of(tree: &Tree, level: usize) -> Class {
+        *tree.classes.iter().find(|class| class.id == class_id(LEVEL[level])).expect("a class")
+    }
+
+    #[test]
+    fn nothing_is_wanted_where_everything_stays() {
+        assert_eq!(tree(&setup(Queue::Keep)), None);
+    }
+
+    #[test]
+    fn htb_has_a_class_a_level_in_strict_order() {
+        let tree = wanted(&setup(Queue::Htb));
+        assert_eq!(tree.root.handle, 0x716a_0000);
+        assert_eq!(tree.root.options, Options::Htb(Htb { default_class: 1, rate2quantum: 10 }));
+        assert_eq!(tree.classes.len(), 8);
+        for (number, level) in LEVEL.into_iter().enumerate() {
+            let class = class_of(&tree, number);
+            assert_eq!(class.id, 0x716a_0001 + number as u32);
+            assert_eq!(class.parent, ABOVE_ROOT);
+            assert_eq!(class.options.prio, 7 - number as u32);
+            assert_eq!((class.options.rate, class.options.buffer), (class.options.ceil, class.options.cbuffer));
+            let leaf = tree.leaves.iter().find(|leaf| leaf.parent == class_id(level)).expect("a leaf");
+            let limit = if matches!(number, 5 | 7) { 100_000 } else { 1_000 };
+            assert_eq!(leaf.options, Options::Pfifo(Fifo { limit }));
+        }
+        let (seven, five, three) = (class_of(&tree, 7).options, class_of(&tree, 5).options, class_of(&tree, 3).options);
+        assert_eq!(seven.rate, RateSpec { bytes_per_s: 279_998, overhead: 24, mpu: 280 });
+        assert_eq!(seven.buffer, 0);
+        assert_eq!(five.rate, RateSpec { bytes_per_s: lowered(6_250_000, 84), overhead: 24, mpu: 84 });
+        assert_eq!(five.buffer, 15_625);
+        assert_eq!(three.rate.bytes_per_s, 1_000_000_000_000);
+    }
+
+    #[test]
+    fn with_a_link_rate_all_borrow_from_the_link() {
+        let tree = wanted(&Setup { link_rate: Some(Rate::from_bps(100_000_000)), ..setup(Queue::Htb) });
+        let link = tree.classes[0];
+        assert_eq!((link.id, link.parent), (0x716a_0010, ABOVE_ROOT));
+        assert_eq!(link.options.rate, RateSpec { bytes_per_s: lowered(12_500_000, 84), overhead: 24, mpu: 84 });
+        assert_eq!(link.options.ceil, link.options.rate);
+        assert_eq!(link.options.buffer, 1_562);
+        assert_eq!(tree.classes.len(), 9);
+        let direct = wanted(&setup(Queue::Htb));
+        for level in 0..8 {
+            let (class, shaped) = (class_of(&tree, level), class_of(&direct, level).options);
+            assert_eq!(class.parent, link.id);
+            // Nothing of its own, or it would go before its turn.
+            assert_eq!((class.options.rate.bytes_per_s, class.options.buffer), (1, 0));
+            let Class { options, .. } = class;
+            assert_eq!((options.ceil, options.cbuffer, options.prio), (shaped.rate, shaped.buffer, shaped.prio));
+        }
+        assert_eq!(tree.leaves, direct.leaves);
+    }
+
+    #[test]
+    fn fq_has_a_band_a_level_and_drops_nothing_in_the_limiters_horizon() {
+        let tree = wanted(&Setup { horizon_ns: 30_000_000_001, ..setup(Queue::Fq) });
+        let map = [7, 6, 5, 4, 3, 2, 1, 0, 7, 7, 7, 7, 7, 7, 7, 7];
+        assert_eq!(tree.root.handle, 0x716a_0000);
+        assert_eq!(tree.root.options, Options::Prio(Prio { bands: 8, map }));
+        assert!(tree.classes.is_empty());
+        let mut parents: Vec<u32> = tree.leaves.iter().map(|leaf| leaf.parent).collect();
+        parents.sort_unstable();
+        assert_eq!(parents, (0x716a_0001..=0x716a_0008).collect::<Vec<_>>());
+        for leaf in &tree.leaves {
+            let Options::Fq(fq) = leaf.options else { panic!("{leaf} is no fq") };
+            assert_eq!((fq.limit, fq.flow_limit), (Some(100_000), Some(100_000)));
+            assert_eq!((fq.horizon_us, fq.horizon_drop), (Some(30_000_001), Some(true)));
+        }
+        // Not below the kernel's own.
+        let Options::Fq(fq) = wanted(&setup(Queue::Fq)).leaves[0].options else { panic!("no fq") };
+        assert_eq!(fq.horizon_us, Some(10_000_000));
+    }
+
+    #[test]
+    fn the_same_tree_needs_no_change() {
+        for queue in [Queue::Htb, Queue::Fq] {
+            let tree = wanted(&setup(queue));
+            let mut shuffled = tree.clone();
+            shuffled.classes.reverse();
+            shuffled.leaves.reverse();
+            assert_eq!(shuffled.difference(&tree), Difference::InPlace(Vec::new()));
+            assert_eq!(shuffled.complaints(&tree), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn other_rates_are_set_in_place_and_named() {
+        let before = wanted(&setup(Queue::Htb));
+        let mut setup = setup(Queue::Htb);
+        setup.shapes[7] = Some(Shape { rate_bytes: 560_000, burst_ns: 0, least_bytes: 280 });
+        setup.shapes[3] = Some(Shape { rate_bytes: 1_000_000, burst_ns: 0, least_bytes: 84 });
+        let after = wanted(&setup);
+        let leaf = after.leaves.iter().find(|leaf| leaf.parent == class_id(LEVEL[3])).expect("a leaf");
+        let (seven, three) = (class_of(&after, 7), class_of(&after, 3));
+        let changes = vec![Change::Class(&seven), Change::Class(&three), Change::Leaf(leaf)];
+        assert_eq!(before.difference(&after), Difference::InPlace(changes));
+        let complaints = before.complaints(&after);
+        assert_eq!(complaints.len(), 3, "{complaints:?}");
+        assert!(complaints[0].contains("716a:8") && complaints[0].contains("279998 bytes/s"), "{}", complaints[0]);
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_is_found() {
+        let tree = wanted(&setup(Queue::Htb));
+        let mut damaged = tree.clone();
+        damaged.leaves.pop();
+        assert_eq!(damaged.difference(&tree), Difference::InPlace(vec![Change::Leaf(&tree.leaves[7])]));
+        assert_eq!(damaged.complaints(&tree).len(), 1);
+        damaged.classes.pop();
+        let changes = vec![Change::Class(&tree.classes[7]), Change::Leaf(&tree.leaves[7])];
+        assert_eq!(damaged.difference(&tree), Difference::InPlace(changes));
+        assert_eq!(damaged.complaints(&tree).len(), 2);
+        // What is too much can only go with the tree.
+        damaged = tree.clone();
+        damaged.classes.push(Class { id: ROOT | 0x99, ..tree.classes[0] });
+        assert_eq!(damaged.difference(&tree), Difference::Rebuild);
+        assert_eq!(damaged.complaints(&tree).len(), 1);
+        damaged = tree.clone();
+        damaged.leaves[0].options = Options::Bfifo(Fifo { limit: 1 });
+        assert_eq!(damaged.difference(&tree), Difference::Rebuild);
+        assert_eq!(damaged.complaints(&tree).len(), 1);
+        assert_eq!(tree.difference(&wanted(&setup(Queue::Fq))), Difference::Rebuild);
     }
 }
