@@ -5,17 +5,17 @@
 use core::ptr::{addr_of, null_mut};
 
 use aya_ebpf::{
-    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE},
     btf_maps::SkStorage,
     helpers::{bpf_sk_fullsock, bpf_sk_storage_get},
     macros::btf_map,
 };
-use qjump_ebpf::{Admission, Charge, LEVELS, Level, layout::DEMOTION_IDLE_NS};
+use qjump_ebpf::{LEVELS, Level, Reason, layout::DEMOTION_IDLE_NS};
 
 use crate::{
     grants,
+    limit::{self, Answer, Size},
     packet::Packet,
-    shared::{Slot, ask},
 };
 
 /// What is remembered of a socket.
@@ -30,28 +30,29 @@ struct Demotion {
 #[btf_map(name = "qj_demoted")]
 static DEMOTED: SkStorage<Demotion> = SkStorage::new();
 
-fn of_socket(packet: &Packet<'_>, flags: u64) -> Option<*mut Demotion> {
-    let socket = grants::socket_of(packet.skb());
+/// What is remembered of the packet's socket; null if nothing is.
+#[inline(always)]
+fn of_socket(skb: *mut __sk_buff, flags: u32) -> *mut Demotion {
+    let socket = grants::socket_of(skb);
     if socket.is_null() {
-        return None;
+        return null_mut();
     }
     // SAFETY: `socket` is not null, as just checked.
     let socket = unsafe { bpf_sk_fullsock(socket.cast()) };
     if socket.is_null() {
-        return None;
+        return null_mut();
     }
+    let map = addr_of!(DEMOTED).cast_mut().cast();
     // SAFETY: a full socket and a socket storage map; a new value starts as zeros.
-    let demotion = unsafe { bpf_sk_storage_get(addr_of!(DEMOTED).cast_mut().cast(), socket.cast(), null_mut(), flags) };
-    let demotion = demotion.cast::<Demotion>();
-    (!demotion.is_null()).then_some(demotion)
+    unsafe { bpf_sk_storage_get(map, socket.cast(), null_mut(), flags.into()) }.cast()
 }
 
-/// The level below `asked` that the packet's socket has been sending at until now, or `asked`.
+/// The level below `asked` that the socket has been sending at until now, or `asked`.
 #[inline(always)]
-pub fn level(packet: &Packet<'_>, asked: Level, now_ns: u64) -> Level {
-    let Some(demotion) = of_socket(packet, 0) else {
+fn remembered(demotion: *mut Demotion, asked: Level, now_ns: u64) -> Level {
+    if demotion.is_null() {
         return asked;
-    };
+    }
     // SAFETY: the storage lives as long as its socket. Other CPUs may write to it meanwhile: then this packet
     // takes the old level or the new one.
     let (last_ns, level) = unsafe { ((*demotion).last_ns, (*demotion).level) };
@@ -61,46 +62,46 @@ pub fn level(packet: &Packet<'_>, asked: Level, now_ns: u64) -> Level {
     }
 }
 
-/// Keeps the packet's socket at `level`.
+/// Asks for a packet of this size at `asked`, and at the levels below it until one admits it; level 0 admits
+/// everything. Its socket stays there.
 #[inline(always)]
-pub fn remember(packet: &Packet<'_>, level: Level, now_ns: u64) {
-    if let Some(demotion) = of_socket(packet, u64::from(BPF_SK_STORAGE_GET_F_CREATE)) {
-        // SAFETY: as in `level`.
-        unsafe { *demotion = Demotion { last_ns: now_ns, level: level.number().into() } };
-    }
+pub fn step_down(packet: &Packet<'_>, asked: Level, size: Size, now_ns: u64) -> Answer {
+    let level = asked.number().into();
+    Answer::unpacked(qj_step_down(packet.skb(), level, size.packed(), size.segments.into(), now_ns))
 }
 
-/// The first level from `from` down that admits a packet of this size, and how long it has to wait there;
-/// level 0 admits everything. `None` if the configuration in `slot` is no longer in force.
-#[inline(always)]
-pub fn step_down(
-    slot: Slot,
-    from: u8,
-    l2_bytes: u32,
-    segments: u32,
-    wire_bytes: u32,
-    now_ns: u64,
-) -> Option<(Level, u64)> {
-    // From a constant, so that the verifier sees an end.
-    for number in (1..LEVELS as u8).rev() {
-        let Some(level) = Level::new(number).filter(|_| number <= from) else {
-            continue;
-        };
-        let limit = slot.limit(level);
-        let Some(cost_ns) = limit.cost_ns(l2_bytes, segments, wire_bytes) else {
-            continue;
-        };
-        match limit.charge() {
-            Charge::NotConfigured => continue,
-            Charge::Unlimited => return Some((level, 0)),
-            Charge::Packet | Charge::Byte => {}
-        }
-        match ask(slot, level, cost_ns, now_ns) {
-            Admission::Admitted => return Some((level, 0)),
-            Admission::Wait(ns) => return Some((level, ns)),
-            Admission::Over | Admission::Contended => {}
-            Admission::Stale => return None,
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn qj_step_down(skb: *mut __sk_buff, asked: u64, bytes: u64, segments: u64, now_ns: u64) -> u64 {
+    let size = Size::unpacked(bytes, segments);
+    let Some(asked) = Level::new(asked as u8) else {
+        return Answer::at_once(Reason::UnknownPriority, Level::BEST_EFFORT).packed();
+    };
+    let from = remembered(of_socket(skb, 0), asked, now_ns);
+    if from == asked {
+        let own = limit::ask(asked, size, now_ns);
+        if own.reason != Reason::OverLimit {
+            return own.packed();
         }
     }
-    Some((Level::BEST_EFFORT, 0))
+    // Down from a constant, so that the verifier sees an end.
+    let mut lower = Answer::at_once(Reason::OverDemoted, Level::BEST_EFFORT);
+    for number in (1..LEVELS as u8).rev() {
+        match Level::new(number) {
+            Some(level) if level <= from && level < asked => {
+                let answer = limit::ask(level, size, now_ns);
+                if answer.reason == Reason::Passed {
+                    lower = Answer { reason: Reason::OverDemoted, ..answer };
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    let demotion = of_socket(skb, BPF_SK_STORAGE_GET_F_CREATE);
+    if !demotion.is_null() {
+        // SAFETY: as in `remembered`.
+        unsafe { *demotion = Demotion { last_ns: now_ns, level: lower.leaves.number().into() } };
+    }
+    lower.packed()
 }

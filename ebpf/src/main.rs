@@ -1,4 +1,4 @@
-//! The egress program: level -> mark -> limit -> count, for every packet of a managed interface.
+//! The egress program: level -> limit -> mark -> count, for every packet of a managed interface.
 //!
 //! It fails open: what it cannot read, it passes, untouched and counted. It always answers "next", so
 //! that other programs on the interface still run, except when it drops.
@@ -11,6 +11,7 @@
 mod authority;
 mod demoted;
 mod grants;
+mod limit;
 mod packet;
 mod shared;
 
@@ -20,14 +21,15 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
+use limit::Size;
 use packet::{Header, Kind, Packet};
 use qjump_ebpf::{
-    Admission, Charge, Level, Reason,
+    Charge, Level, Reason,
     frame::{VLAN_TAG, wire_bytes},
     grant,
     layout::class_id,
 };
-use shared::{Slot, ask};
+use shared::Slot;
 
 /// What happens to a packet, and under which level and reason it is counted.
 struct Verdict {
@@ -49,105 +51,53 @@ impl Verdict {
 #[classifier]
 pub fn qj_egress(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    // Before `mark` may add a tag to the packet's metadata.
-    let (l2_bytes, segments, tagged) = packet.size();
-    // Before `send_at` may write a class there.
+    let Some(slot) = Slot::in_force() else {
+        return TC_ACT_UNSPEC;
+    };
     let asked = Level::from_priority(packet.priority());
-    // The second turn is for a packet that met a change of configuration on its way. There is never
-    // a third: the loader waits for such packets before it changes anything again.
-    for _ in 0..2 {
-        let Some(slot) = Slot::in_force() else {
-            return TC_ACT_UNSPEC;
-        };
-        let header = packet.header();
-        // A packet that is demoted is counted with the tag that it then does not get: on the safe side.
-        let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && names_limited(asked);
-        let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
-        let wire_bytes = wire_bytes(l2_bytes + tag_bytes, segments);
-        if let Some(verdict) = judge(&packet, &header, slot, asked, (l2_bytes, segments, wire_bytes)) {
-            shared::count(&verdict, segments, wire_bytes);
-            return if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
-        }
+    let header = packet.header();
+    // Before `mark` may add a tag to the packet's metadata. A packet that is demoted is counted with the tag that
+    // it then does not get: on the safe side.
+    let (l2_bytes, segments, tagged) = packet.size();
+    let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && names_limited(asked);
+    let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
+    let size = Size { l2_bytes, segments, wire_bytes: wire_bytes(l2_bytes + tag_bytes, segments) };
+    let (mut verdict, leaves) = judge(&packet, &header, slot, asked, size);
+    if !verdict.reason.is_drop() && send_at(&packet, &header, slot, leaves, &verdict).is_err() {
+        verdict.reason = Reason::MarkFailed;
     }
-    shared::count(&Verdict::unclocked(Level::BEST_EFFORT, Reason::Contended), 1, wire_bytes(l2_bytes, segments));
-    TC_ACT_SHOT
+    shared::count(&verdict, segments, size.wire_bytes);
+    if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
-/// Marks the packet and asks the limiter; `None` if the configuration in `slot` is no longer in force.
+/// What becomes of a packet, and the level that it leaves at if it does.
 #[inline(always)]
-fn judge(
-    packet: &Packet<'_>,
-    header: &Header,
-    slot: Slot,
-    asked: Option<Level>,
-    (l2_bytes, segments, wire_bytes): (u32, u32, u32),
-) -> Option<Verdict> {
-    let not_ip = match header.kind {
-        Kind::NonIp => Some(Reason::NonIp),
-        Kind::Malformed => Some(Reason::Malformed),
-        Kind::Ipv4 | Kind::Ipv6 => None,
-    };
-    // The level to count at, the reason so far, the level to leave at, and what the limiter is asked for.
-    let (counted, reason, leaves, cost_ns) = match (not_ip, asked) {
-        (Some(reason), _) => (Level::BEST_EFFORT, reason, Level::BEST_EFFORT, None),
-        (None, None) => (Level::BEST_EFFORT, Reason::UnknownPriority, Level::BEST_EFFORT, None),
-        (None, Some(Level::BEST_EFFORT)) => (Level::BEST_EFFORT, Reason::Passed, Level::BEST_EFFORT, None),
-        (None, Some(asked)) if !may_claim(packet, slot, asked) => (asked, Reason::NotGranted, Level::BEST_EFFORT, None),
-        (None, Some(asked)) => {
-            let limit = slot.limit(asked);
-            match (limit.charge(), limit.cost_ns(l2_bytes, segments, wire_bytes)) {
-                (Charge::NotConfigured, _) => (asked, Reason::NotConfigured, Level::BEST_EFFORT, None),
-                (Charge::Unlimited, _) => (asked, Reason::Passed, asked, None),
-                (_, Some(cost_ns)) => (asked, Reason::Passed, asked, Some(cost_ns)),
-                (_, None) if limit.drops_oversize() => {
-                    return Some(Verdict::unclocked(asked, Reason::OversizeDropped));
-                }
-                (_, None) => (asked, Reason::OversizeDemoted, Level::BEST_EFFORT, None),
-            }
-        }
-    };
-    if send_at(packet, header, slot, leaves).is_err() {
-        return Some(Verdict::unclocked(counted, Reason::MarkFailed));
+fn judge(packet: &Packet<'_>, header: &Header, slot: Slot, asked: Option<Level>, size: Size) -> (Verdict, Level) {
+    let best_effort = |reason| (Verdict::unclocked(Level::BEST_EFFORT, reason), Level::BEST_EFFORT);
+    match header.kind {
+        Kind::NonIp => return best_effort(Reason::NonIp),
+        Kind::Malformed => return best_effort(Reason::Malformed),
+        Kind::Ipv4 | Kind::Ipv6 => {}
     }
-    let Some(cost_ns) = cost_ns else {
-        return Some(Verdict::unclocked(counted, reason));
+    let asked = match asked {
+        None => return best_effort(Reason::UnknownPriority),
+        Some(Level::BEST_EFFORT) => return best_effort(Reason::Passed),
+        Some(asked) => asked,
     };
+    if !may_claim(packet, slot, asked) {
+        return (Verdict::unclocked(asked, Reason::NotGranted), Level::BEST_EFFORT);
+    }
+    let limit = slot.limit(asked);
+    match limit.charge() {
+        Charge::NotConfigured => return (Verdict::unclocked(asked, Reason::NotConfigured), Level::BEST_EFFORT),
+        Charge::Unlimited => return (Verdict::unclocked(asked, Reason::Passed), asked),
+        Charge::Packet | Charge::Byte => {}
+    }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let limit = slot.limit(counted);
-    let mut verdict = Verdict { level: counted, reason, now_ns, wait_ns: 0 };
-    let from = if limit.demotes() { demoted::level(packet, counted, now_ns) } else { counted };
-    if from == counted {
-        match ask(slot, counted, cost_ns, now_ns) {
-            Admission::Admitted => {}
-            Admission::Wait(ns) => verdict.wait_ns = ns,
-            Admission::Over if limit.demotes() => verdict.reason = Reason::OverDemoted,
-            Admission::Over if limit.horizon_ns() > 0 => verdict.reason = Reason::BeyondHorizon,
-            Admission::Over => verdict.reason = Reason::OverLimit,
-            Admission::Contended => verdict.reason = Reason::Contended,
-            Admission::Stale => return None,
-        }
-    } else {
-        verdict.reason = Reason::OverDemoted;
-    }
-    let mut horizon_ns = limit.horizon_ns();
-    if verdict.reason == Reason::OverDemoted {
-        let from = if from == counted { counted.number() - 1 } else { from.number() };
-        let (lower, wait_ns) = demoted::step_down(slot, from, l2_bytes, segments, wire_bytes, now_ns)?;
-        // The header is another one since it was marked.
-        if send_at(packet, &packet.header(), slot, lower).is_err() {
-            verdict.reason = Reason::MarkFailed;
-            return Some(verdict);
-        }
-        demoted::remember(packet, lower, now_ns);
-        verdict.wait_ns = wait_ns;
-        horizon_ns = slot.limit(lower).horizon_ns();
-    }
-    if slot.has_departure_times() && horizon_ns > 0 {
-        // Also without a wait: a time that the sender asked for is not one that the limiter counted with.
-        packet.set_departure(now_ns + verdict.wait_ns);
-    }
-    Some(verdict)
+    let answer =
+        if limit.demotes() { demoted::step_down(packet, asked, size, now_ns) } else { limit::ask(asked, size, now_ns) };
+    (Verdict { level: asked, reason: answer.reason, now_ns, wait_ns: answer.wait_ns }, answer.leaves)
 }
 
 #[inline(always)]
@@ -155,14 +105,18 @@ fn names_limited(asked: Option<Level>) -> bool {
     matches!(asked, Some(level) if level != Level::BEST_EFFORT)
 }
 
-/// Makes the packet one of `level`, for switches by its mark and for the queue behind the program by its
-/// priority.
+/// Makes the packet one of `level`: for switches by its mark, and for the queue behind the program by its priority
+/// and its time of departure.
 #[inline(always)]
-fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level) -> Result<(), ()> {
+fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level, verdict: &Verdict) -> Result<(), ()> {
     packet.mark(header, level, slot.tags_priority())?;
     if level != Level::BEST_EFFORT {
         packet.set_priority(if slot.has_classes() { class_id(level) } else { level.number().into() });
-    } else if slot.has_classes() || names_limited(Level::from_priority(packet.priority())) {
+        if slot.has_departure_times() && slot.limit(level).horizon_ns() > 0 {
+            // Also without a wait: a time that the sender asked for is not one that the limiter counted with.
+            packet.set_departure(verdict.now_ns + verdict.wait_ns);
+        }
+    } else if slot.has_own_queue() || names_limited(Level::from_priority(packet.priority())) {
         // The queue must not serve it among those that it is not one of.
         packet.set_priority(0);
     }
@@ -183,7 +137,7 @@ fn may_claim(packet: &Packet<'_>, slot: Slot, level: Level) -> bool {
 }
 
 /// Whether the socket of a packet was granted this level. A function of its own for the verifier's sake, as
-/// `shared::qj_admit` is.
+/// `limit::qj_ask` is.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn qj_is_granted(skb: *mut __sk_buff, level: u64) -> u64 {

@@ -56,6 +56,13 @@ impl Reason {
         Self::NotGranted,
     ];
 
+    /// The reason with this number; those that do not exist are taken for the last.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        let last = REASONS - 1;
+        Self::ALL[if (number as usize) < last { number as usize } else { last }]
+    }
+
     /// The reason as an index into the counters.
     #[inline(always)]
     pub const fn index(self) -> usize {

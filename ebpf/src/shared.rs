@@ -11,7 +11,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use qjump_ebpf::{
-    Admission, Config, Counters, LEVELS, Level, LevelLimit, LevelState, State, admit,
+    Config, Counters, LEVELS, Level, LevelLimit, LevelState, REASONS, State,
     layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
 };
 
@@ -47,13 +47,7 @@ impl Slot {
     pub fn in_force() -> Option<Self> {
         let state = STATE.get_ptr(0)?;
         // SAFETY: map values live as long as the program, and `active` is one aligned word.
-        Self::numbered(unsafe { read_volatile(addr_of!((*state).active)) })
-    }
-
-    /// The configuration in slot 0 or 1.
-    #[inline(always)]
-    pub fn numbered(number: u64) -> Option<Self> {
-        let number = number & 1;
+        let number = unsafe { read_volatile(addr_of!((*state).active)) } & 1;
         Some(Self { number, config: CONFIG.get(number as u32)? })
     }
 
@@ -78,6 +72,12 @@ impl Slot {
         self.config.flags & FLAG_DEPARTURE_TIMES != 0
     }
 
+    /// Whether the queue is qjump's: then a priority that is no level must not name one of its classes.
+    #[inline(always)]
+    pub const fn has_own_queue(self) -> bool {
+        self.config.flags & (FLAG_CLASSES | FLAG_DEPARTURE_TIMES) != 0
+    }
+
     #[inline(always)]
     pub const fn has_classes(self) -> bool {
         self.config.flags & FLAG_CLASSES != 0
@@ -98,14 +98,14 @@ fn index(level: Level) -> usize {
 }
 
 /// A level's limiter word in map memory.
-struct WordRef {
+pub struct WordRef {
     word: *mut u64,
     active: *const u64,
 }
 
 /// The limiter word of `level`.
 #[inline(always)]
-fn limiter_word(level: Level) -> Option<WordRef> {
+pub fn limiter_word(level: Level) -> Option<WordRef> {
     let state = STATE.get_ptr_mut(0)?;
     // SAFETY: map values live as long as the program; the index is below the number of words.
     unsafe {
@@ -136,56 +136,22 @@ impl LevelState for WordRef {
     }
 }
 
-/// Asks the limiter of `level` in the configuration `slot`.
-#[inline(always)]
-pub fn ask(slot: Slot, level: Level, cost_ns: u64, now_ns: u64) -> Admission {
-    match qj_admit(slot.number(), level.number().into(), cost_ns, now_ns) {
-        ADMITTED => Admission::Admitted,
-        OVER => Admission::Over,
-        STALE => Admission::Stale,
-        CONTENDED => Admission::Contended,
-        wait_ns => Admission::Wait(wait_ns),
-    }
-}
-
-// Waits are between 1 and 2^38 ns.
-const ADMITTED: u64 = 0;
-const OVER: u64 = u64::MAX;
-const STALE: u64 = u64::MAX - 1;
-const CONTENDED: u64 = u64::MAX - 2;
-
-/// [`ask`] as a function of its own, with integers in and out. The verifier checks a global function once
-/// (`do_check_subprogs`, kernel/bpf/verifier.c); inlined, it would follow the limiter's loop from every state
-/// in which the program may come there, and give up.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn qj_admit(slot: u64, level: u64, cost_ns: u64, now_ns: u64) -> u64 {
-    let (Some(slot), Some(level)) = (Slot::numbered(slot), Level::new(level as u8)) else {
-        return STALE;
-    };
-    let Some(word) = limiter_word(level) else {
-        return STALE;
-    };
-    match admit(&word, slot.number(), slot.limit(level), cost_ns, now_ns) {
-        Admission::Admitted => ADMITTED,
-        Admission::Wait(ns) => ns,
-        Admission::Over => OVER,
-        Admission::Stale => STALE,
-        Admission::Contended => CONTENDED,
-    }
-}
-
 /// Counts `segments` frames of together `wire_bytes` bytes.
 #[inline(always)]
 pub fn count(verdict: &Verdict, segments: u32, wire_bytes: u32) {
     let Some(counters) = COUNTERS.get_ptr_mut(0) else {
         return;
     };
+    // As in `index`; the number of reasons is no power of two.
+    let reason = black_box(verdict.reason.index());
+    if reason >= REASONS {
+        return;
+    }
     // SAFETY: this CPU's own value, and nothing else runs the program on this CPU meanwhile: egress
     // runs with bottom halves disabled (__dev_queue_xmit, net/core/dev.c). Both indices are in range.
     unsafe {
         let level = (*counters).levels.get_unchecked_mut(index(verdict.level));
-        let count = level.reasons.get_unchecked_mut(verdict.reason.index());
+        let count = level.reasons.get_unchecked_mut(reason);
         count.packets += u64::from(segments);
         count.bytes += u64::from(wire_bytes);
         if verdict.now_ns != 0 {

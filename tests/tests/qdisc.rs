@@ -15,10 +15,10 @@ use nix::{
     sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket},
 };
 use qjump::{
-    qdisc::{self, Available, Before, Owner, Queue, Setup, Shape, class_id},
+    qdisc::{self, Available, Before, Owner, Queue, Setup, Shape},
     units::Rate,
 };
-use qjump_ebpf::Level;
+use qjump_ebpf::{Level, layout::class_id};
 use qjump_tests::{
     arrivals::Witness,
     link::{FAR, Link, NEAR},
@@ -39,7 +39,7 @@ fn setup() -> Setup {
     let mut shapes = [None; 8];
     shapes[7] = guaranteed(1_000_000, 0);
     shapes[5] = Some(Shape { rate_bytes: 6_250_000, burst_ns: 1_000_000, least_bytes: 84 });
-    Setup { queue: Queue::Htb, shapes, link_rate: None, horizon_ns: 0 }
+    Setup { queue: Queue::Htb, shapes, link_rate: None, tagged: false, horizon_ns: 0 }
 }
 
 fn linked(setup: Setup, mbit: u64) -> Setup {

@@ -179,6 +179,7 @@ pub fn setup(config: &Config) -> Setup {
         queue,
         shapes,
         link_rate: (config.plan.host_rate_bps > 0).then(|| Rate::from_bps(config.plan.host_rate_bps)),
+        tagged: config.flags & FLAG_PRIORITY_TAG != 0,
         horizon_ns: HORIZON_NS,
     }
 }

@@ -3,7 +3,7 @@
 //! Three set-ups, as data in [`tree()`], made, compared and taken down through rtnetlink:
 //!
 //! * [`Queue::Htb`]: HTB with one class a level, strict priority among them, each limited level shaped by its
-//!   class. The egress program writes the class into `skb->priority` ([`class_id`]): there are no filters.
+//!   class. The egress program writes the class into `skb->priority` ([`qjump_ebpf::layout::class_id`]): there are no filters.
 //! * [`Queue::Fq`]: prio with a band a level and an fq in each, which releases packets at the departure times that
 //!   the limiter has stamped.
 //! * [`Queue::Keep`]: what is there.
@@ -44,7 +44,7 @@ use tree::{ABOVE_ROOT, Change, Difference, Handle};
 
 pub use error::Error;
 pub use scratch::Available;
-pub use tree::{Class, LINK_BURST_NS, Qdisc, ROOT, Tree, class_id, tree};
+pub use tree::{Class, LINK_BURST_NS, Qdisc, ROOT, Tree, tree};
 
 /// What queues the packets of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,8 @@ pub struct Setup {
     pub shapes: [Option<Shape>; LEVELS],
     /// The rate on the wire of a link that does not push back; `None` for one that does. Used by [`Queue::Htb`].
     pub link_rate: Option<Rate>,
+    /// Whether frames of levels above 0 get an 802.1Q tag on their way. Used by [`Queue::Htb`].
+    pub tagged: bool,
     /// How far ahead the limiter stamps departure times, ns. Used by [`Queue::Fq`].
     pub horizon_ns: u64,
 }

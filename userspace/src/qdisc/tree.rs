@@ -4,7 +4,8 @@ use std::fmt;
 
 use qjump_ebpf::{
     LEVELS, Level,
-    frame::{MIN_FRAME, WIRE_OVERHEAD},
+    frame::{MIN_FRAME, VLAN_TAG, WIRE_OVERHEAD},
+    layout::{QUEUE_MAJOR, class_id},
 };
 
 use super::{
@@ -13,8 +14,8 @@ use super::{
     rate::lowered,
 };
 
-/// The handle of our root qdisc: its major number is "qj".
-pub const ROOT: u32 = 0x716a_0000;
+/// The handle of our root qdisc.
+pub const ROOT: u32 = (QUEUE_MAJOR as u32) << 16;
 
 /// The class through which all share the link. Leaf classes are numbered from 1.
 const LINK_CLASS: u32 = ROOT | 0x10;
@@ -22,8 +23,7 @@ const LINK_CLASS: u32 = ROOT | 0x10;
 /// `TC_H_ROOT`: the parent of a root qdisc, and of the classes directly below it.
 pub(super) const ABOVE_ROOT: u32 = u32::MAX;
 
-/// What a class counts for a packet besides its L2 bytes without FCS, and at least: its bytes on the wire.
-const OVERHEAD: u16 = WIRE_OVERHEAD as u16;
+/// What a class counts for a packet at least: its bytes on the wire.
 const LEAST: u16 = (MIN_FRAME + WIRE_OVERHEAD) as u16;
 
 /// Bytes/s that no device reaches (8 Tbit/s), with [`DEEP_NS`] of it at once: never shapes.
@@ -46,15 +46,6 @@ const QUANTUM: u32 = 60_000;
 
 /// fq's own default, us (net/sched/sch_fq.c, `fq_init`): never set below.
 const FQ_HORIZON_US: u64 = 10_000_000;
-
-/// The class of a level, which is what `skb->priority` must be for its packets.
-///
-/// Both HTB (`htb_classify`) and prio (`prio_classify`) take such a priority without any filter, if the class is
-/// one of the root qdisc's own. The two queues number their classes differently: this is for [`Queue::Htb`]. Under
-/// [`Queue::Fq`] the priority is the level's number.
-pub const fn class_id(level: Level) -> u32 {
-    ROOT | (level.number() as u32 + 1)
-}
 
 /// A queueing discipline in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +90,9 @@ pub fn tree(setup: &Setup) -> Option<Tree> {
 }
 
 fn htb(setup: &Setup) -> Tree {
+    // A tag that is given to frames on their way is not among the bytes that qdiscs count.
+    let overhead = WIRE_OVERHEAD as u16 + if setup.tagged { VLAN_TAG as u16 } else { 0 };
+    let spec = |bytes_per_s, mpu| RateSpec { bytes_per_s, overhead, mpu };
     let unshaped = spec(UNSHAPED, LEAST);
     let mut classes = Vec::new();
     if let Some(rate) = setup.link_rate {
@@ -171,10 +165,6 @@ fn fq(setup: &Setup) -> Tree {
 
 const fn leaf_handle(level: Level) -> u32 {
     (0x7170 + level.number() as u32) << 16
-}
-
-const fn spec(bytes_per_s: u64, mpu: u16) -> RateSpec {
-    RateSpec { bytes_per_s, overhead: OVERHEAD, mpu }
 }
 
 const fn class(rate: RateSpec, buffer: u32, ceil: RateSpec, cbuffer: u32, prio: u32) -> HtbClass {
@@ -332,7 +322,7 @@ mod tests {
         let mut shapes = [None; LEVELS];
         shapes[7] = Some(Shape { rate_bytes: 280_000, burst_ns: 0, least_bytes: 280 });
         shapes[5] = Some(Shape { rate_bytes: 6_250_000, burst_ns: 1_000_000, least_bytes: 84 });
-        Setup { queue, shapes, link_rate: None, horizon_ns: 0 }
+        Setup { queue, shapes, link_rate: None, tagged: false, horizon_ns: 0 }
     }
 
     fn wanted(setup: &Setup) -> Tree {

@@ -1,0 +1,114 @@
+//! Asking the limiter, in functions of their own: the verifier checks a global function once
+//! (`do_check_subprogs`, kernel/bpf/verifier.c). Inlined, it would follow the limiter's loops from every state in
+//! which the program may come there, and give up. Hence integers in and one out.
+
+use qjump_ebpf::{Admission, Charge, Level, LevelLimit, Reason, admit};
+
+use crate::shared::{Slot, limiter_word};
+
+/// How large a packet is.
+#[derive(Clone, Copy)]
+pub struct Size {
+    /// With the headers of every segment.
+    pub l2_bytes: u32,
+    pub segments: u32,
+    pub wire_bytes: u32,
+}
+
+impl Size {
+    /// What fits into one argument: the bytes.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        (self.l2_bytes as u64) << 32 | self.wire_bytes as u64
+    }
+
+    #[inline(always)]
+    pub const fn unpacked(bytes: u64, segments: u64) -> Self {
+        Self { l2_bytes: (bytes >> 32) as u32, segments: segments as u32, wire_bytes: bytes as u32 }
+    }
+
+    #[inline(always)]
+    pub const fn cost_ns(self, limit: &LevelLimit) -> Option<u64> {
+        limit.cost_ns(self.l2_bytes, self.segments, self.wire_bytes)
+    }
+}
+
+/// What the limits make of a packet.
+#[derive(Clone, Copy)]
+pub struct Answer {
+    pub reason: Reason,
+    /// The level that it may leave at, if it may.
+    pub leaves: Level,
+    /// After so long, ns.
+    pub wait_ns: u64,
+}
+
+impl Answer {
+    #[inline(always)]
+    pub const fn at_once(reason: Reason, leaves: Level) -> Self {
+        Self { reason, leaves, wait_ns: 0 }
+    }
+
+    /// Waits are below 2^38 ns, levels below 2^8, reasons below 2^8.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        self.wait_ns << 16 | (self.leaves.number() as u64) << 8 | self.reason as u64
+    }
+
+    #[inline(always)]
+    pub fn unpacked(answer: u64) -> Self {
+        let reason = Reason::from_number(answer as u8);
+        let leaves = Level::new((answer >> 8) as u8).unwrap_or(Level::BEST_EFFORT);
+        Self { reason, leaves, wait_ns: answer >> 16 }
+    }
+}
+
+/// Asks for a packet of this size at this level.
+#[inline(always)]
+pub fn ask(level: Level, size: Size, now_ns: u64) -> Answer {
+    Answer::unpacked(qj_ask(level.number().into(), size.packed(), size.segments.into(), now_ns))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn qj_ask(level: u64, bytes: u64, segments: u64, now_ns: u64) -> u64 {
+    let size = Size::unpacked(bytes, segments);
+    let Some(level) = Level::new(level as u8) else {
+        return Answer::at_once(Reason::UnknownPriority, Level::BEST_EFFORT).packed();
+    };
+    // The second turn is for a packet that met a change of configuration on its way. There is never a third: the
+    // loader waits for such packets before it changes anything again.
+    for _ in 0..2 {
+        if let Some(answer) = ask_once(level, size, now_ns) {
+            return answer.packed();
+        }
+    }
+    Answer::at_once(Reason::Contended, level).packed()
+}
+
+/// `None` if the configuration has changed meanwhile.
+#[inline(always)]
+fn ask_once(level: Level, size: Size, now_ns: u64) -> Option<Answer> {
+    let slot = Slot::in_force()?;
+    let limit = slot.limit(level);
+    match limit.charge() {
+        Charge::NotConfigured => return Some(Answer::at_once(Reason::NotConfigured, Level::BEST_EFFORT)),
+        Charge::Unlimited => return Some(Answer::at_once(Reason::Passed, level)),
+        Charge::Packet | Charge::Byte => {}
+    }
+    let Some(cost_ns) = size.cost_ns(limit) else {
+        return Some(if limit.drops_oversize() {
+            Answer::at_once(Reason::OversizeDropped, level)
+        } else {
+            Answer::at_once(Reason::OversizeDemoted, Level::BEST_EFFORT)
+        });
+    };
+    Some(match admit(&limiter_word(level)?, slot.number(), limit, cost_ns, now_ns) {
+        Admission::Admitted => Answer::at_once(Reason::Passed, level),
+        Admission::Wait(wait_ns) => Answer { reason: Reason::Passed, leaves: level, wait_ns },
+        Admission::Over if limit.horizon_ns() > 0 => Answer::at_once(Reason::BeyondHorizon, level),
+        Admission::Over => Answer::at_once(Reason::OverLimit, level),
+        Admission::Contended => Answer::at_once(Reason::Contended, level),
+        Admission::Stale => return None,
+    })
+}
