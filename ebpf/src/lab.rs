@@ -38,7 +38,7 @@ pub fn qj_drop(_ctx: TcContext) -> i32 {
 /// One arrival: what the payload says, and what the receiving side sees.
 #[repr(C)]
 struct Arrival {
-    /// The sender's `CLOCK_MONOTONIC` just before its system call: the first 8 bytes of the UDP payload.
+    /// The sender's `CLOCK_MONOTONIC` just before its system call: the first 8 bytes of the UDP payload. 0 of TCP.
     sent_ns: u64,
     /// `CLOCK_MONOTONIC` here.
     arrived_ns: u64,
@@ -48,7 +48,7 @@ struct Arrival {
     tos: u32,
 }
 
-/// Records every IPv4 UDP packet that arrives, and hands it on.
+/// Records every IPv4 UDP and TCP packet that arrives, and hands it on.
 #[classifier]
 pub fn qj_arrivals(ctx: TcContext) -> i32 {
     let _ = record(&ctx);
@@ -71,9 +71,12 @@ fn record(ctx: &TcContext) -> Option<()> {
             u64::from_ne_bytes(*((start + PAYLOAD) as *const [u8; 8])),
         )
     };
-    if ethertype != 0x0800 || protocol != 17 {
-        return None;
-    }
+    // TCP's payload says nothing of when it was sent.
+    let sent_ns = match (ethertype, protocol) {
+        (0x0800, 17) => sent_ns,
+        (0x0800, 6) => 0,
+        _ => return None,
+    };
     // SAFETY: the helper has no preconditions.
     let arrived_ns = unsafe { bpf_ktime_get_ns() };
     let mut entry = ARRIVALS.reserve::<Arrival>(0)?;

@@ -170,7 +170,7 @@ fn flood() -> Result<(Vec<Value>, Ratios)> {
 /// A plan under which level 5 is marked and limited, and the limit is far above the flood.
 fn shim(link: &Link) -> Result<()> {
     let plan = ["--hosts", "2", "--link-rate", "400gbit", "--max-packet", "1514", "--epsilon", "0us", "--level", "5:2"];
-    let mut arguments = vec!["load", "--interface", &link.device];
+    let mut arguments = vec!["load", "--interface", &link.device, "--queue", "keep"];
     arguments.extend(plan);
     succeeded(&link.qjump(&arguments)?).map(drop)
 }

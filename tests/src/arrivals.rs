@@ -20,7 +20,7 @@ use crate::program::{classifier, lab};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Arrival {
-    /// The sender's clock just before it asked the kernel to send.
+    /// The sender's clock just before it asked the kernel to send; 0 of TCP, which does not say.
     pub sent_ns: u64,
     /// The clock on arrival.
     pub arrived_ns: u64,

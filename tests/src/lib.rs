@@ -4,6 +4,7 @@
 pub mod arrivals;
 pub mod capture;
 pub mod cgroups;
+pub mod departures;
 pub mod frames;
 pub mod link;
 pub mod nobody;
