@@ -134,7 +134,7 @@ fn may_claim(packet: &Packet<'_>, slot: Slot, level: Level) -> bool {
     if !packet.has_socket() {
         return false;
     }
-    !grant::is_grant_only(level, slot.grant_only()) || grants::claim_of(packet.skb()).granted.covers(level)
+    !grant::is_grant_only(level, slot.grant_only()) || grants::covers(packet.skb(), level)
 }
 
 #[cfg(not(test))]
