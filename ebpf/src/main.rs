@@ -16,7 +16,7 @@ mod packet;
 mod shared;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_ktime_get_ns,
     macros::classifier,
     programs::TcContext,
@@ -133,15 +133,7 @@ fn may_claim(packet: &Packet<'_>, slot: Slot, level: Level) -> bool {
     if !packet.has_socket() {
         return false;
     }
-    !grant::is_grant_only(level, slot.grant_only()) || qj_is_granted(packet.skb(), level.number().into()) != 0
-}
-
-/// Whether the socket of a packet was granted this level. A function of its own for the verifier's sake, as
-/// `limit::qj_ask` is.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn qj_is_granted(skb: *mut __sk_buff, level: u64) -> u64 {
-    Level::new(level as u8).is_some_and(|level| grants::claim_of(skb).granted.covers(level)).into()
+    !grant::is_grant_only(level, slot.grant_only()) || grants::covers(packet.skb(), level)
 }
 
 #[cfg(not(test))]

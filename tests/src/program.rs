@@ -127,10 +127,10 @@ impl Shim {
     /// Grants this process's cgroup a level, as far as this program's own maps go.
     pub fn grant(&mut self, level: u32) -> Result<()> {
         let own = Hierarchy::find()?.of_process(None)?.id;
-        let map = |object: &mut Ebpf, name| object.take_map(name).with_context(|| format!("no map {name}"));
-        let mut grants: HashMap<_, u64, Grant> = map(&mut self.object, names::GRANTS)?.try_into()?;
-        let mut generation: Array<_, u64> = map(&mut self.object, names::GENERATION)?.try_into()?;
+        let mut grants: HashMap<_, u64, Grant> = self.object.map_mut(names::GRANTS).context("no grants")?.try_into()?;
         grants.insert(own, Grant { level, ..Grant::default() }, 0)?;
+        let mut generation: Array<_, u64> =
+            self.object.map_mut(names::GENERATION).context("no generation")?.try_into()?;
         generation.set(0, 1, 0)?;
         Ok(())
     }
