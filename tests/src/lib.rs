@@ -2,6 +2,7 @@
 //! `cargo xtask test` and `cargo xtask bench` see to both.
 
 pub mod arrivals;
+pub mod backpressure;
 pub mod capture;
 pub mod cgroups;
 pub mod departures;

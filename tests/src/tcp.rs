@@ -36,7 +36,8 @@ pub struct Flows<'a> {
     pub congestion: &'a str,
 }
 
-const WARM_UP: Duration = Duration::from_secs(2);
+// BBR fills the queue while it looks for the rate: with 64 flows, for some seconds.
+const WARM_UP: Duration = Duration::from_secs(6);
 
 impl Flows<'_> {
     /// Sends as much as TCP will for `time`, after a warm-up.

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 
 /// Measure what the eBPF programs cost per packet, and how fast planner and simulator are.
 ///
-/// The kernel runs the programs on made-up packets, which takes root rights, by sudo if need be. The numbers go to
-/// target/bench/ebpf.json; those of the planner and the simulator (frames of simulated ports a second) are printed,
+/// The kernel runs the programs on made-up packets, and carries TCP and probes between network namespaces, which takes
+/// root rights, by sudo if need be. The numbers go to target/bench/ebpf.json and queue.json; those of the planner and the simulator (frames of simulated ports a second) are printed,
 /// and kept by criterion in target/criterion.
 #[derive(clap::Args)]
 pub struct Args {
@@ -40,6 +40,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say!("the numbers are in {}", workspace.display(&result));
     }
     if status != ExitCode::SUCCESS || !args.arguments.is_empty() {
+        return Ok(status);
+    }
+    let mut queue = build::cargo(&workspace)?;
+    root.lend_to_cargo(&mut queue)?;
+    queue.args(["bench", "--package", "qjump-tests", "--locked", "--bench", "queue"]);
+    let status = process::attend(&mut queue)?;
+    if status != ExitCode::SUCCESS {
         return Ok(status);
     }
     let mut planner = build::cargo(&workspace)?;
