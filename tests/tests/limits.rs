@@ -165,3 +165,47 @@ fn used_up(flood: &Flood, allowed: f64) {
     println!("{:.2}% of the packets that the limit allows arrived", 100.0 * share);
     assert!(share > 0.9, "only {share:.3} of what the limit allows arrived");
 }
+
+/// What is over the limit steps down to a level that has room, its socket stays there, and comes back after
+/// it has been idle.
+#[test]
+fn a_level_that_demotes_drops_nothing_and_never_sends_more() -> Result<()> {
+    let link = Link::new()?;
+    let mut witness = Witness::new(&link.far, &link.far_device)?;
+    let mut arguments = vec!["load", "--interface", &link.device, "--queue", "keep"];
+    arguments.extend(PACKETS);
+    // One packet of level 7 in 500 us, one of level 4 in more than that, and level 2 for all others.
+    *arguments.iter_mut().find(|argument| **argument == "7:1").expect("its level") = "7:1,over=demote";
+    arguments.extend(["--level", "4:0.5,over=demote", "--level", "2:unlimited"]);
+    succeeded(&link.qjump(&arguments)?)?;
+    let first = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 7)?;
+    let mut send = |socket: &std::net::UdpSocket, count: usize| -> Result<Vec<u32>> {
+        let before = witness.collect().len();
+        for _ in 0..count {
+            // The far host says that nobody listens: such a call sends nothing.
+            while socket.send(&[0; 64]).is_err() {}
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(witness.collect()[before..].iter().map(|arrival| arrival.tos >> 5).collect())
+    };
+    let levels = send(&first, 20)?;
+    println!("20 packets at once: {levels:?}");
+    assert_eq!(levels.len(), 20, "nothing is dropped");
+    assert_eq!(levels[0], 7);
+    assert!(levels[1..].iter().all(|level| [4, 2].contains(level)), "nothing but the first is within the limit");
+    assert!(levels.contains(&4) && levels.last() == Some(&2));
+    // By now both levels have room again, and another socket uses it; this one stays where it was.
+    assert_eq!(send(&first, 1)?, [2]);
+    let second = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 7)?;
+    assert_eq!(send(&second, 1)?, [7]);
+    assert_eq!(send(&first, 1)?, [2]);
+    std::thread::sleep(Duration::from_millis(1_100));
+    assert_eq!(send(&first, 1)?, [7], "after a second of silence");
+    let status = link.status()?;
+    let counted = &status["levels"][0];
+    assert_eq!((&counted["level"], &counted["over"]), (&Value::from(7), &Value::from("demote")));
+    assert_eq!(counted["reasons"]["over_demoted"]["packets"], 21);
+    assert_eq!(counted["dropped_packets"], 0);
+    link.unload()?;
+    Ok(())
+}
