@@ -95,7 +95,7 @@ pub struct LevelSpec {
     pub level: Level,
     /// What it may send.
     pub demand: Demand,
-    /// What a packet costs; by default a whole `P` up to factor 1, its bytes above.
+    /// What a packet costs; by default a whole `P` up to factor 1, its bytes above or with a burst.
     pub charge: Option<Charge>,
     /// Largest packet, L2 bytes without FCS; by default the network's.
     pub max_packet: Option<u32>,
@@ -417,7 +417,8 @@ impl Network {
         let by_factor = matches!(spec.demand, Demand::Factor(factor) if factor <= 1.0);
         let charge = match spec.charge {
             Some(charge @ (Charge::Packet | Charge::Byte)) => charge,
-            _ if factor <= 1.0 => Charge::Packet,
+            // Who names a burst wants bytes counted.
+            _ if factor <= 1.0 && spec.burst.is_none() => Charge::Packet,
             _ => Charge::Byte,
         };
         let spaced = charge == Charge::Packet;
