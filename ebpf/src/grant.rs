@@ -24,7 +24,7 @@ pub struct Grant {
     pub send_buffer: u32,
     /// The user who granted it.
     pub uid: u32,
-    /// See [`GRANT_OWNS_CGROUP`].
+    /// See [`GRANT_OWNS_CGROUP`] and [`GRANT_BY_RULE`].
     pub flags: u32,
     /// When it was granted, ns since the Unix epoch.
     pub since_ns: u64,
@@ -32,6 +32,22 @@ pub struct Grant {
 
 /// In [`Grant::flags`]: the cgroup was made for the grant, and goes with it.
 pub const GRANT_OWNS_CGROUP: u32 = 1;
+
+/// In [`Grant::flags`]: a rule of the configuration made it, and may change it. What a person granted it may not.
+pub const GRANT_BY_RULE: u32 = 2;
+
+/// The key in the map [`crate::names::GRANTS`] of the grant that stands for "a rule gave this socket this level". It adopts
+/// sockets as a cgroup's does. Cgroups are numbered from 1 (`kernfs_next_ino`, fs/kernfs/dir.c), so none has the topmost bit.
+pub const fn rule_grant(level: Level) -> u64 {
+    RULES | level.number() as u64
+}
+
+/// Whether a key is one of [`rule_grant`]'s.
+pub const fn is_rule_grant(key: u64) -> bool {
+    key & RULES != 0
+}
+
+const RULES: u64 = 1 << 63;
 
 /// A level, or none: what a socket is granted, or what it asks for. One register for the eBPF verifier, where
 /// an `Option<Level>` may be two, one of them not set.
@@ -86,8 +102,8 @@ pub const fn is_grant_only(level: Level, grant_only: u8) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {
-    /// The cgroup whose grant counts for a socket that was made elsewhere; 0 for none. If that cgroup has no grant
-    /// any more, the cgroup where the socket was made counts.
+    /// The cgroup whose grant counts for a socket that was made elsewhere, or a [`rule_grant`]; 0 for none. If there is no
+    /// such grant any more, the cgroup where the socket was made counts.
     pub adopted_by: u64,
     /// The grant found last, with the generation of the grants in which it was found. One word, because CPUs write
     /// it side by side: two fields could end up as an old grant that is called new.

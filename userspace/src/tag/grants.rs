@@ -16,11 +16,12 @@ use aya::{
 };
 use nix::sys::stat::{Mode, umask};
 use qjump_ebpf::{
-    grant::{Grant, MAX_GRANTS, MaybeLevel, SocketRecord},
+    Level,
+    grant::{GRANT_BY_RULE, Grant, MAX_GRANTS, MaybeLevel, SocketRecord, is_rule_grant, rule_grant},
     names,
 };
 
-use super::{Error, cgroup::Cgroup};
+use super::{Error, Request, cgroup::Cgroup, new_grant};
 use crate::dataplane::{
     self, BPFFS, OBJECT, Pins, shorten,
     sys::{self, MapShape},
@@ -293,6 +294,31 @@ impl Grants {
         let record = self.record(socket).unwrap_or_default().adopted(cgroup);
         self.sockets.insert(&socket, record, 0).map_err(io::Error::other)?;
         Ok(record.asked)
+    }
+
+    /// Has the grant of rules at this level count for a socket, wherever it was made, and whatever it asked for.
+    pub fn grant_by_rule(&mut self, socket: BorrowedFd<'_>, level: Level) -> io::Result<()> {
+        let key = rule_grant(level);
+        if self.get(key).is_none() {
+            let request = Request { level, send_buffer: None };
+            self.put(key, new_grant(&request, GRANT_BY_RULE)).map_err(io::Error::other)?;
+        }
+        let record = SocketRecord::default().adopted(key);
+        self.sockets.insert(&socket, record, 0).map_err(io::Error::other)
+    }
+
+    /// Whether a socket has its level from a rule that was about the socket.
+    pub fn is_granted_by_rule(&self, socket: BorrowedFd<'_>) -> bool {
+        let adopter = self.record(socket).map_or(0, |record| record.adopted_by);
+        is_rule_grant(adopter) && self.get(adopter).is_some()
+    }
+
+    /// Takes back what rules granted to sockets.
+    ///
+    /// # Errors
+    /// If the kernel refuses to count the change.
+    pub fn remove_rule_grants(&mut self) -> Result<(), Error> {
+        Level::strictest_first().try_for_each(|level| self.remove(rule_grant(level)))
     }
 
     /// Has a socket forget all of this.
