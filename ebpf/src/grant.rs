@@ -115,9 +115,9 @@ pub struct SocketRecord {
 }
 
 impl SocketRecord {
-    /// The record of a socket that the grant of another cgroup counts for from now on.
-    pub const fn adopted(self, by: u64) -> Self {
-        Self { adopted_by: by, found: 0, ..self }
+    /// The record of a socket that the grant with the key `by` counts for from now on.
+    pub const fn adopted(by: u64, asked: MaybeLevel) -> Self {
+        Self { adopted_by: by, found: 0, asked, send_buffer: 0 }
     }
 
     /// Whether what was found is still true in this generation of the grants, 1 or more.
@@ -190,10 +190,18 @@ mod tests {
             assert!(record.is_fresh(1 << 40) && !record.is_fresh((1 << 40) + 1));
             assert_eq!(record.granted(), granted);
         }
-        record.asked = MaybeLevel::of(Level::STRICTEST);
-        let adopted = record.adopted(9);
+        let adopted = SocketRecord::adopted(9, MaybeLevel::of(Level::STRICTEST));
         assert!(!adopted.is_fresh(1 << 40));
-        assert_eq!((adopted.adopted_by, adopted.asked), (9, record.asked));
+        assert_eq!((adopted.adopted_by, adopted.asked), (9, MaybeLevel::of(Level::STRICTEST)));
+    }
+
+    #[test]
+    fn rules_have_a_grant_for_each_level_and_none_is_a_cgroup_s() {
+        for level in Level::strictest_first() {
+            assert!(is_rule_grant(rule_grant(level)));
+            assert_eq!(rule_grant(level) as u8, level.number());
+        }
+        assert!(!is_rule_grant(0) && !is_rule_grant(u64::MAX >> 1));
     }
 
     #[test]

@@ -289,22 +289,22 @@ impl Grants {
         self.sockets.get(&socket, 0).ok()
     }
 
-    /// Has the grant of `cgroup` count for a socket, wherever it was made. Returns what the socket asks for.
-    pub fn adopt(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> io::Result<MaybeLevel> {
-        let record = self.record(socket).unwrap_or_default().adopted(cgroup);
-        self.sockets.insert(&socket, record, 0).map_err(io::Error::other)?;
-        Ok(record.asked)
+    /// Has a grant, by its key, count for a socket that asks for a level, wherever the socket was made.
+    pub fn adopt(&mut self, socket: BorrowedFd<'_>, by: u64, asked: MaybeLevel) -> io::Result<()> {
+        let record = SocketRecord::adopted(by, asked);
+        self.sockets.insert(&socket, record, 0).map_err(io::Error::other)
     }
 
-    /// Has the grant of rules at this level count for a socket, wherever it was made, and whatever it asked for.
-    pub fn grant_by_rule(&mut self, socket: BorrowedFd<'_>, level: Level) -> io::Result<()> {
+    /// The key of the grant of rules at this level, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If there are too many grants.
+    pub fn rule_grant(&mut self, level: Level) -> Result<u64, Error> {
         let key = rule_grant(level);
         if self.get(key).is_none() {
-            let request = Request { level, send_buffer: None };
-            self.put(key, new_grant(&request, GRANT_BY_RULE)).map_err(io::Error::other)?;
+            self.put(key, new_grant(&Request { level, send_buffer: None }, GRANT_BY_RULE))?;
         }
-        let record = SocketRecord::default().adopted(key);
-        self.sockets.insert(&socket, record, 0).map_err(io::Error::other)
+        Ok(key)
     }
 
     /// Whether a socket has its level from a rule that was about the socket.

@@ -308,26 +308,29 @@ impl Session {
 
     /// Gives a socket what the grant of a cgroup, if there is one, has for it.
     fn follow(&mut self, socket: BorrowedFd<'_>, governing: Option<(u64, Grant)>) -> io::Result<()> {
-        let level = match governing {
-            Some((id, grant)) => {
-                let asked = self.grants.adopt(socket, id)?;
-                if grant.send_buffer != 0 {
-                    setsockopt(&socket, sockopt::SndBuf, &(grant.send_buffer as usize))?;
-                }
-                decide(MaybeLevel::from_number(grant.level), asked).level()
-            }
-            None => {
-                self.grants.forget(socket);
-                None
-            }
+        let Some((id, grant)) = governing else {
+            set_priority(socket, Level::BEST_EFFORT)?;
+            self.grants.forget(socket);
+            return Ok(());
         };
-        set_priority(socket, level.unwrap_or(Level::BEST_EFFORT))
+        if grant.send_buffer != 0 {
+            setsockopt(&socket, sockopt::SndBuf, &(grant.send_buffer as usize))?;
+        }
+        let asked = self.grants.record(socket).unwrap_or_default().asked;
+        self.adopt(socket, id, asked, decide(MaybeLevel::from_number(grant.level), asked))
     }
 
     /// Gives a socket the level of a rule, whatever its process asked for before.
     fn assign(&mut self, socket: BorrowedFd<'_>, level: Level) -> io::Result<()> {
-        self.grants.grant_by_rule(socket, level)?;
-        set_priority(socket, level)
+        let key = self.grants.rule_grant(level).map_err(io::Error::other)?;
+        self.adopt(socket, key, MaybeLevel::NONE, MaybeLevel::of(level))
+    }
+
+    fn adopt(&mut self, socket: BorrowedFd<'_>, by: u64, asked: MaybeLevel, level: MaybeLevel) -> io::Result<()> {
+        self.grants.adopt(socket, by, asked)?;
+        set_priority(socket, level.level().unwrap_or(Level::BEST_EFFORT))?;
+        // The program on the cgroup of the socket has noted this as what its process asks for.
+        self.grants.adopt(socket, by, asked)
     }
 
     /// Waits a moment for the processes of a cgroup to end; how many are left.
