@@ -37,7 +37,8 @@ pub const GRANT_OWNS_CGROUP: u32 = 1;
 pub const GRANT_BY_RULE: u32 = 2;
 
 /// The key in the map [`crate::names::GRANTS`] of the grant that stands for "a rule gave this socket this level". It adopts
-/// sockets as a cgroup's does. Cgroups are numbered from 1 (`kernfs_next_ino`, fs/kernfs/dir.c), so none has the topmost bit.
+/// sockets as a cgroup's does. No cgroup has the topmost bit: its number is one of 32 bits, and above it how often those have
+/// been used up (`__kernfs_new_node`, fs/kernfs/dir.c).
 pub const fn rule_grant(level: Level) -> u64 {
     RULES | level.number() as u64
 }

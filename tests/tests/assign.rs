@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use qjump::{
-    tag::live::{Family, Kind, LiveError, Walk, each_socket, processes_of},
+    config::File,
+    tag::{
+        assign::{AssignError, Host},
+        live::{Family, Kind, LiveError, Walk, each_socket, processes_of},
+    },
     testbed::NetNs,
 };
 use qjump_tests::{
@@ -424,6 +428,23 @@ fn one_cgroup_that_cannot_be_tagged_leaves_all_as_they_were() -> Result<()> {
     check(5)?;
     assert_eq!(wire.tag()?.context("no tag")?, before);
     assert_eq!(wire.levels()?, [2, 7, 2]);
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_is_removed_meanwhile_leaves_all_as_they_were() -> Result<()> {
+    let mut wire = Wire::new()?;
+    let name = wire.cgroup.name()?;
+    let rules = [format!("level = 5\ncgroup = \"{name}\""), format!("level = 6\ncgroup = \"{name}/inner.service\"")];
+    let rules = File::read(&config(&wire.folder, &rules)?)?.rules(|_| None).map_err(anyhow::Error::msg)?;
+    let mut host = Host::change(&rules)?;
+    let places = host.places(&rules)?;
+    fs::remove_dir(wire.cgroup.inner())?;
+    let error = host.tag(&places).expect_err("the second cgroup is gone");
+    assert!(matches!(error, AssignError::Place { rule: 1, .. }), "{error}");
+    drop(host);
+    assert!(wire.tag()?.is_none());
+    assert_eq!(wire.levels()?, [0, 0, 0]);
     Ok(())
 }
 

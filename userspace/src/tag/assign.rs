@@ -120,23 +120,28 @@ impl Host {
         needs_tag(rules).into_iter().map(find).collect()
     }
 
-    /// Tags the cgroups that are not as their rules say, except for those that a person has tagged.
+    /// Tags the cgroups that are not as their rules say, except for those that a person has tagged. Returns how many of their
+    /// processes are in PID namespaces that cannot be seen from here, so that their sockets were not moved.
     ///
     /// # Errors
     /// If one cannot be tagged; then none is.
-    pub fn tag(&mut self, places: &[Place]) -> Result<(), AssignError> {
-        let Access::Change(session) = &mut self.access else { return Ok(()) };
+    pub fn tag(&mut self, places: &[Place]) -> Result<usize, AssignError> {
+        let Access::Change(session) = &mut self.access else { return Ok(0) };
         let mut done: Vec<&Place> = Vec::new();
+        let mut unreachable = 0;
         for place in places.iter().filter(|place| place.needs_tag()) {
-            if let Err(source) = session.tag_cgroup(place.cgroup.clone(), &place.request(), GRANT_BY_RULE) {
-                for place in done.into_iter().rev() {
-                    session.revert(&place.cgroup, place.before);
+            match session.tag_cgroup(place.cgroup.clone(), &place.request(), GRANT_BY_RULE) {
+                Ok(changed) => unreachable += changed.sockets.unreachable,
+                Err(source) => {
+                    for place in done.into_iter().rev() {
+                        session.revert(&place.cgroup, place.before);
+                    }
+                    return Err(AssignError::Place { rule: place.rule, source });
                 }
-                return Err(AssignError::Place { rule: place.rule, source });
             }
             done.push(place);
         }
-        Ok(())
+        Ok(unreachable)
     }
 }
 
