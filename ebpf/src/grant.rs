@@ -24,7 +24,7 @@ pub struct Grant {
     pub send_buffer: u32,
     /// The user who granted it.
     pub uid: u32,
-    /// See [`GRANT_OWNS_CGROUP`].
+    /// See [`GRANT_OWNS_CGROUP`] and [`GRANT_BY_RULE`].
     pub flags: u32,
     /// When it was granted, ns since the Unix epoch.
     pub since_ns: u64,
@@ -32,6 +32,23 @@ pub struct Grant {
 
 /// In [`Grant::flags`]: the cgroup was made for the grant, and goes with it.
 pub const GRANT_OWNS_CGROUP: u32 = 1;
+
+/// In [`Grant::flags`]: a rule of the configuration made it, and may change it. What a person granted it may not.
+pub const GRANT_BY_RULE: u32 = 2;
+
+/// The key in the map [`crate::names::GRANTS`] of the grant that stands for "a rule gave this socket this level". It adopts
+/// sockets as a cgroup's does. No cgroup has the topmost bit: its number is one of 32 bits, and above it how often those have
+/// been used up (`__kernfs_new_node`, fs/kernfs/dir.c).
+pub const fn rule_grant(level: Level) -> u64 {
+    RULES | level.number() as u64
+}
+
+/// Whether a key is one of [`rule_grant`]'s.
+pub const fn is_rule_grant(key: u64) -> bool {
+    key & RULES != 0
+}
+
+const RULES: u64 = 1 << 63;
 
 /// A level, or none: what a socket is granted, or what it asks for. One register for the eBPF verifier, where
 /// an `Option<Level>` may be two, one of them not set.
@@ -86,8 +103,8 @@ pub const fn is_grant_only(level: Level, grant_only: u8) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SocketRecord {
-    /// The cgroup whose grant counts for a socket that was made elsewhere; 0 for none. If that cgroup has no grant
-    /// any more, the cgroup where the socket was made counts.
+    /// The cgroup whose grant counts for a socket that was made elsewhere, or a [`rule_grant`]; 0 for none. If there is no
+    /// such grant any more, the cgroup where the socket was made counts.
     pub adopted_by: u64,
     /// The grant found last, with the generation of the grants in which it was found. One word, because CPUs write
     /// it side by side: two fields could end up as an old grant that is called new.
@@ -99,9 +116,9 @@ pub struct SocketRecord {
 }
 
 impl SocketRecord {
-    /// The record of a socket that the grant of another cgroup counts for from now on.
-    pub const fn adopted(self, by: u64) -> Self {
-        Self { adopted_by: by, found: 0, ..self }
+    /// The record of a socket that the grant with the key `by` counts for from now on.
+    pub const fn adopted(by: u64, asked: MaybeLevel) -> Self {
+        Self { adopted_by: by, found: 0, asked, send_buffer: 0 }
     }
 
     /// Whether what was found is still true in this generation of the grants, 1 or more.
@@ -174,10 +191,18 @@ mod tests {
             assert!(record.is_fresh(1 << 40) && !record.is_fresh((1 << 40) + 1));
             assert_eq!(record.granted(), granted);
         }
-        record.asked = MaybeLevel::of(Level::STRICTEST);
-        let adopted = record.adopted(9);
+        let adopted = SocketRecord::adopted(9, MaybeLevel::of(Level::STRICTEST));
         assert!(!adopted.is_fresh(1 << 40));
-        assert_eq!((adopted.adopted_by, adopted.asked), (9, record.asked));
+        assert_eq!((adopted.adopted_by, adopted.asked), (9, MaybeLevel::of(Level::STRICTEST)));
+    }
+
+    #[test]
+    fn rules_have_a_grant_for_each_level_and_none_is_a_cgroup_s() {
+        for level in Level::strictest_first() {
+            assert!(is_rule_grant(rule_grant(level)));
+            assert_eq!(rule_grant(level) as u8, level.number());
+        }
+        assert!(!is_rule_grant(0) && !is_rule_grant(u64::MAX >> 1));
     }
 
     #[test]

@@ -11,11 +11,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use qjump::{
-    tag::live::{Family, Kind, LiveError, Walk, each_socket, processes_of},
+    config::File,
+    tag::{
+        assign::{AssignError, Host},
+        live::{Family, Kind, LiveError, Walk, each_socket, processes_of},
+    },
     testbed::NetNs,
 };
 use qjump_tests::{
-    link::{binary, failed},
+    capture::Capture,
+    cgroups::command_in,
+    link::{Link, binary, failed, succeeded},
     nobody::{self, Folder},
 };
 use serde_json::Value;
@@ -49,8 +55,21 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(self.inner());
-        let _ = fs::remove_dir(&self.path);
+        for directory in [self.inner(), self.path.clone()] {
+            // It may have no tag.
+            let _ = Command::new(binary()).args(["untag", "--cgroup"]).arg(directory).output();
+        }
+        // The deepest first.
+        let mut directories = vec![self.path.clone()];
+        for at in 0.. {
+            let Some(directory) = directories.get(at) else { break };
+            let below = fs::read_dir(directory).into_iter().flatten().flatten();
+            let below: Vec<_> = below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+            directories.extend(below);
+        }
+        for directory in directories.iter().rev() {
+            let _ = fs::remove_dir(directory);
+        }
     }
 }
 
@@ -184,6 +203,7 @@ fn rules_move_live_sockets_and_a_dry_run_does_not() -> Result<()> {
     let text = assign(&file, &["--dry-run"])?;
     let table = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(table.contains("0 -> 7") && table.contains("would move 8 sockets; 0 have"), "{table}");
+    assert!(table.contains("none -> 5") && table.contains("would tag 2 cgroups; 0 have"), "{table}");
     let warned = String::from_utf8_lossy(&text.stderr).into_owned();
     assert!(text.status.success() && warned.contains("qjump: warning: at line 29,"), "{warned}");
     assert_eq!((outer.levels()?, inner.levels()?), ("0 0 0 0".into(), "0 0 0 0".into()), "a dry run changes nothing");
@@ -191,11 +211,13 @@ fn rules_move_live_sockets_and_a_dry_run_does_not() -> Result<()> {
     let done = json(&file, &[])?;
     assert_eq!(
         (&done["moved"], &done["settled"], &done["failed"], &done["closed"]),
-        (&8.into(), &0.into(), &0.into(), &0.into())
+        (&2.into(), &6.into(), &0.into(), &0.into())
     );
+    assert_eq!((done["cgroups"].as_array().map(Vec::len), &done["settled_cgroups"]), (Some(2), &0.into()));
     assert_eq!((outer.levels()?, inner.levels()?), ("3 3 7 3".into(), "5 5 7 5".into()));
     let again = json(&file, &[])?;
     assert_eq!((&again["moved"], &again["settled"]), (&0.into(), &8.into()));
+    assert_eq!((again["cgroups"].as_array().map(Vec::len), &again["settled_cgroups"]), (Some(0), &2.into()));
     Ok(())
 }
 
@@ -223,10 +245,206 @@ fn of_the_processes_that_share_a_socket_the_most_specific_rule_counts() -> Resul
         holder.kill()?;
         holder.wait()?;
     }
-    assert_eq!(done?["moved"], 1);
+    done?;
     assert_eq!(qjump::socket::level(&socket)?.number(), 5);
     assert_eq!(pids?.into_iter().collect::<Vec<_>>(), expected);
     assert_eq!(walked?.visited, 1);
+    Ok(())
+}
+
+/// A program with UDP sockets on ports 7000 and 7001. When told to, it sends a packet from each, and one from a new socket
+/// on port 7002.
+const SENDER: &str = r#"
+import socket, sys
+def udp(port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("10.9.0.1", port))
+    return s
+old = [udp(7000), udp(7001)]
+for line in sys.stdin:
+    new = udp(7002)
+    for s in old + [new]: s.sendto(b"x", ("10.9.0.2", 9))
+    new.close()
+    print(flush=True)
+"#;
+
+/// The sender in a cgroup of its own, on a host whose levels are all for grants alone.
+struct Wire {
+    link: Link,
+    capture: Capture,
+    sender: Child,
+    say: ChildStdin,
+    hear: BufReader<ChildStdout>,
+    // After the sender.
+    cgroup: Cgroup,
+    folder: Folder,
+}
+
+impl Wire {
+    fn new() -> Result<Self> {
+        let (link, cgroup, folder) = (Link::new()?, Cgroup::new()?, Folder::new()?);
+        let levels: Vec<String> = (1..8).map(|level| format!("{level}:unlimited,claims=grant-only")).collect();
+        let mut load = vec!["load", "--interface", &link.device, "--queue", "keep", "--hosts", "2"];
+        load.extend(["--link-rate", "10gbit", "--max-packet", "1514", "--epsilon", "4us"]);
+        load.extend(levels.iter().flat_map(|level| ["--level", level]));
+        succeeded(&link.qjump(&load)?)?;
+        let mut command = command_in(&cgroup.path, "nsenter");
+        command.arg(format!("--net=/run/netns/{}", link.near.name())).args(["python3", "-c", SENDER]);
+        let mut sender = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (say, hear) = sender.stdin.take().zip(sender.stdout.take()).context("no pipes")?;
+        let capture = Capture::new(&link)?;
+        let mut wire = Self { link, capture, sender, say, hear: BufReader::new(hear), cgroup, folder };
+        ensure!(wire.levels()? == [0, 0, 0], "not at level 0");
+        Ok(wire)
+    }
+
+    /// The levels of what arrives from the two old sockets and the new one.
+    fn levels(&mut self) -> Result<[u8; 3]> {
+        self.capture.take();
+        writeln!(self.say, "send")?;
+        self.hear.read_line(&mut String::new())?;
+        let mut seen: Vec<_> = self.capture.take().iter().map(|packet| (packet.from, packet.dscp)).collect();
+        seen.sort_unstable();
+        let ports: Vec<u16> = seen.iter().map(|&(port, _)| port).collect();
+        ensure!(ports == [7000, 7001, 7002] && seen.iter().all(|(_, dscp)| dscp % 8 == 0), "{seen:?}");
+        Ok([seen[0].1 / 8, seen[1].1 / 8, seen[2].1 / 8])
+    }
+
+    /// A configuration with a level for the cgroup and one for its port 7001.
+    fn rules(&self, cgroup: Option<u8>, port: Option<u8>) -> Result<PathBuf> {
+        let name = self.cgroup.name()?;
+        let cgroup = cgroup.map(|level| format!("level = {level}\ncgroup = \"{name}\""));
+        let port = port.map(|level| format!("level = {level}\ncgroup = \"{name}\"\nlocal-port = 7001"));
+        config(&self.folder, &cgroup.into_iter().chain(port).collect::<Vec<_>>())
+    }
+
+    /// What `qjump tags` says of the cgroup.
+    fn tag(&self) -> Result<Option<Value>> {
+        let tags: Value = serde_json::from_str(&succeeded(&self.link.qjump(&["tags", "--json"])?)?)?;
+        let name = self.cgroup.name()?;
+        Ok(tags["tags"].as_array().context("no tags")?.iter().find(|tag| tag["cgroup"] == *name).cloned())
+    }
+
+    fn by_hand(&self, arguments: &[&str]) -> Result<String> {
+        succeeded(&self.link.qjump(&[arguments, &["--cgroup", &self.cgroup.name()?]].concat())?)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        let _ = self.sender.kill();
+        let _ = self.sender.wait();
+    }
+}
+
+#[test]
+fn what_the_rules_say_is_what_arrives() -> Result<()> {
+    let mut wire = Wire::new()?;
+    let file = wire.rules(Some(5), Some(7))?;
+    let seen = json(&file, &["--dry-run"])?;
+    assert_eq!(seen["cgroups"][0]["level_before"], Value::Null);
+    assert_eq!((&seen["cgroups"][0]["level"], &seen["cgroups"][0]["rule_line"]), (&5.into(), &15.into()));
+    assert_eq!(seen["sockets"].as_array().map(Vec::len), Some(2), "{seen}");
+    assert!(wire.tag()?.is_none());
+    assert_eq!(wire.levels()?, [0, 0, 0], "a dry run changes nothing");
+
+    assert_eq!(json(&file, &[])?["moved"], 1);
+    assert_eq!(wire.levels()?, [5, 7, 5]);
+    let tag = wire.tag()?.context("no tag")?;
+    assert_eq!((&tag["level"], &tag["by_rule"]), (&5.into(), &true.into()));
+    assert_eq!((&tag["sockets"]["5"], &tag["sockets"]["7"]), (&1.into(), &1.into()), "{tag}");
+    let again = json(&file, &[])?;
+    assert_eq!((&again["moved"], &again["settled"], &again["settled_cgroups"]), (&0.into(), &2.into(), &1.into()));
+    assert_eq!(wire.tag()?.context("no tag")?["granted_at_unix_ns"], tag["granted_at_unix_ns"], "it is the same tag");
+
+    // What rules gave, rules change.
+    json(&wire.rules(Some(3), Some(1))?, &[])?;
+    assert_eq!(wire.levels()?, [3, 1, 3]);
+    json(&wire.rules(Some(3), None)?, &[])?;
+    assert_eq!(wire.levels()?, [3, 3, 3]);
+    // A socket's own rule holds while the tag of its cgroup comes and goes.
+    json(&wire.rules(Some(3), Some(6))?, &[])?;
+    wire.by_hand(&["untag"])?;
+    assert_eq!(wire.levels()?, [0, 6, 0]);
+    assert_eq!(json(&wire.rules(None, Some(2))?, &[])?["moved"], 1);
+    assert_eq!(wire.levels()?, [0, 2, 0]);
+    Ok(())
+}
+
+#[test]
+fn what_a_person_granted_no_rule_changes_nor_exceeds() -> Result<()> {
+    let mut wire = Wire::new()?;
+    json(&wire.rules(Some(3), Some(7))?, &[])?;
+    wire.by_hand(&["tag", "--level", "4"])?;
+    assert_eq!(wire.levels()?, [4, 4, 4]);
+    let name = wire.cgroup.name()?;
+    let untag = format!("`qjump untag --cgroup {name}`");
+    let conflict = wire.rules(Some(3), Some(7))?;
+    let (code, error) = failed(&assign(&conflict, &[])?);
+    let parts = ["line 15", "stays at level 4", "line 19", "1 socket(s) stay at level 4, not 7", &untag];
+    for part in parts {
+        assert!(code == 1 && error.contains(part), "{part}: {error}");
+    }
+    let dry = assign(&conflict, &["--dry-run"])?;
+    let (shown, warned) = (succeeded(&dry)?, String::from_utf8_lossy(&dry.stderr).into_owned());
+    assert!(shown.contains("stays at 4") && shown.contains("would tag 0 cgroups"), "{shown}");
+    assert!(parts.iter().all(|part| warned.contains(part)), "{warned}");
+    assert_eq!(wire.levels()?, [4, 4, 4]);
+    let tag = wire.tag()?.context("no tag")?;
+    assert_eq!((&tag["level"], &tag["by_rule"]), (&4.into(), &false.into()));
+
+    // Less than the grant is for a rule to say, and so is the same.
+    assert_eq!(json(&wire.rules(Some(4), Some(2))?, &[])?["moved"], 1);
+    assert_eq!(wire.levels()?, [4, 2, 4]);
+    assert_eq!(wire.tag()?.context("no tag")?["by_rule"], false, "it is still a person's");
+    wire.by_hand(&["untag"])?;
+    assert_eq!(wire.levels()?, [0, 2, 0]);
+    Ok(())
+}
+
+#[test]
+fn one_cgroup_that_cannot_be_tagged_leaves_all_as_they_were() -> Result<()> {
+    let mut wire = Wire::new()?;
+    let name = wire.cgroup.name()?;
+    // Deeper than a grant can be, so that it is found, and refused when its turn comes.
+    let deep = format!("inner.service{}", "/d".repeat(31));
+    fs::create_dir_all(wire.cgroup.path.join(&deep))?;
+    let unit = format!("unit = \"qjump-none-{}\"", std::process::id());
+    let wrong = [unit, format!("cgroup = \"{name}/gone\""), format!("cgroup = \"{name}/{deep}\"")];
+    let check = |first: u8| -> Result<()> {
+        for (wrong, why) in wrong.iter().zip(["no cgroup below", "is no cgroup", "33 cgroups deep"]) {
+            let rules = [format!("level = {first}\ncgroup = \"{name}\""), format!("level = 6\n{wrong}")];
+            let (code, error) = failed(&assign(&config(&wire.folder, &rules)?, &[])?);
+            for part in ["line 19", why, "nothing was changed"] {
+                assert!(code == 1 && error.contains(part), "{part}: {error}");
+            }
+        }
+        Ok(())
+    };
+    check(5)?;
+    assert!(wire.tag()?.is_none());
+    json(&wire.rules(Some(2), Some(7))?, &[])?;
+    let before = wire.tag()?.context("no tag")?;
+    check(5)?;
+    assert_eq!(wire.tag()?.context("no tag")?, before);
+    assert_eq!(wire.levels()?, [2, 7, 2]);
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_is_removed_meanwhile_leaves_all_as_they_were() -> Result<()> {
+    let mut wire = Wire::new()?;
+    let name = wire.cgroup.name()?;
+    let rules = [format!("level = 5\ncgroup = \"{name}\""), format!("level = 6\ncgroup = \"{name}/inner.service\"")];
+    let rules = File::read(&config(&wire.folder, &rules)?)?.rules(|_| None).map_err(anyhow::Error::msg)?;
+    let mut host = Host::change(&rules)?;
+    let places = host.places(&rules)?;
+    fs::remove_dir(wire.cgroup.inner())?;
+    let error = host.tag(&places).expect_err("the second cgroup is gone");
+    assert!(matches!(error, AssignError::Place { rule: 1, .. }), "{error}");
+    drop(host);
+    assert!(wire.tag()?.is_none());
+    assert_eq!(wire.levels()?, [0, 0, 0]);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! `qjump assign`.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     os::fd::RawFd,
@@ -12,23 +13,23 @@ use nix::unistd::User;
 use qjump_ebpf::Level;
 use serde_json::{Value, json};
 
-use super::{Failure, print};
+use super::{Failure, print, tag::user};
 use crate::{
     config::File,
     table::Table,
     tag::{
-        assign::{Assigned, Assignment, Moved},
-        rules::Rules,
+        assign::{AssignError, Assigned, Assignment, Host, Moved, Place},
+        rules::{Match, Rules},
     },
 };
 
-/// Give the sockets that are there the levels of the configuration's [[assign]] rules
+/// Give cgroups, and the sockets that are there, the levels of the configuration's [[assign]] rules
 #[derive(Args)]
 pub struct AssignCommand {
     /// The configuration with the rules
     #[arg(long, value_name = "FILE", default_value = "/etc/qjump/qjump.toml")]
     config: PathBuf,
-    /// Only show which sockets would be moved, by which rule
+    /// Only show which cgroups would be tagged and which sockets would be moved, by which rule
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -39,23 +40,36 @@ pub struct AssignCommand {
 impl AssignCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let (file, rules) = read(&self.config)?;
-        let assignment = Assignment::find(&rules).map_err(|error| Failure::Failed(error.to_string()))?;
-        let moved = (!self.dry_run).then(|| assignment.apply());
+        let failed = |error: AssignError| {
+            Failure::Failed(match &error {
+                AssignError::Place { rule, .. } => file.at_rule(*rule, &error),
+                _ => error.to_string(),
+            })
+        };
+        let mut host = if self.dry_run { Host::read() } else { Host::change(&rules) }.map_err(failed)?;
+        let places = host.places(&rules).map_err(failed)?;
+        let unreachable = if self.dry_run { 0 } else { host.tag(&places).map_err(failed)? };
+        let assignment = Assignment::find(&rules, &host, &places).map_err(failed)?;
+        let moved = (!self.dry_run).then(|| assignment.apply(&mut host));
         let mut warnings = warnings(&file, &rules, &assignment);
-        let refused = refused(&assignment);
+        if unreachable > 0 {
+            warnings.push(format!(
+                "{unreachable} processes are in a PID namespace that cannot be seen from here; their sockets were not moved"
+            ));
+        }
+        let mut failures = overruled(&file, &places, &assignment);
+        failures.extend(refused(&assignment));
+        failures.extend(host.unreadable.map(|error| error.to_string()));
         if self.dry_run {
-            warnings.extend(refused.clone());
+            warnings.append(&mut failures);
         }
+        let unmoved = moved.iter().flat_map(|moved| &moved.failed);
+        failures.extend(assignment.failed.iter().chain(unmoved).map(failure));
         if self.json {
-            print(format!("{:#}", to_json(&file, &assignment, moved.as_ref(), &warnings)))?;
+            print(format!("{:#}", to_json(&file, &places, &assignment, moved.as_ref(), &warnings)))?;
         } else {
-            print(to_text(&file, &assignment, moved.as_ref()))?;
+            print(to_text(&file, &places, &assignment, moved.as_ref()))?;
             warnings.iter().for_each(|warning| eprintln!("qjump: warning: {warning}"));
-        }
-        let failures = assignment.failed.iter().chain(moved.iter().flat_map(|moved| &moved.failed));
-        let mut failures: Vec<String> = failures.map(failure).collect();
-        if !self.dry_run {
-            failures.extend(refused);
         }
         if failures.is_empty() { Ok(()) } else { Err(Failure::Failed(failures.join("\nqjump: "))) }
     }
@@ -86,11 +100,45 @@ fn warnings(file: &File, rules: &Rules, assignment: &Assignment) -> Vec<String> 
             let message = format!("the plan has no level {level}, so its packets travel at level 0");
             warnings.push(file.at_rule(number, message));
         }
-        if !assignment.sockets.iter().any(|assigned| assigned.found.rule == number) {
+        if !rules.is_place_alone(number) && !assignment.sockets.iter().any(|assigned| assigned.found.rule == number) {
             warnings.push(file.at_rule(number, "no live socket gets its level by this rule now"));
         }
     }
     warnings
+}
+
+/// Where a person's grant stands against a rule.
+fn overruled(file: &File, places: &[Place], assignment: &Assignment) -> Vec<String> {
+    let mut messages = Vec::new();
+    for place in places.iter().filter(|place| place.is_overruled()) {
+        let Place { rule, cgroup, level, before } = place;
+        let Some(grant) = before else { continue };
+        let path = &cgroup.path;
+        let message = format!(
+            "cgroup {path} stays at level {}, which {} granted it; to have level {level}, take that back first: \
+             `qjump untag --cgroup {path}`",
+            grant.level,
+            user(grant.uid),
+        );
+        messages.push(file.at_rule(*rule, message));
+    }
+    // One message for all sockets that a rule and a cgroup have in common. Those of the cgroups above are said already.
+    let mut counts: BTreeMap<(usize, Level, &str, Level), usize> = BTreeMap::new();
+    for assigned in &assignment.sockets {
+        let Some(cgroup) = &assigned.overruled_by else { continue };
+        if !places.iter().any(|place| place.rule == assigned.found.rule && place.cgroup == *cgroup) {
+            let Match { rule, level, .. } = assigned.found;
+            *counts.entry((rule, level, &cgroup.path, assigned.level)).or_default() += 1;
+        }
+    }
+    for ((rule, wanted, path, level), count) in counts {
+        let message = format!(
+            "{count} socket(s) stay at level {level}, not {wanted}: cgroup {path} has a grant of its own; \
+             `qjump untag --cgroup {path}` takes it back",
+        );
+        messages.push(file.at_rule(rule, message));
+    }
+    messages
 }
 
 fn refused(assignment: &Assignment) -> Option<String> {
@@ -106,15 +154,33 @@ fn failure((pid, fd, error): &(u32, RawFd, io::Error)) -> String {
     format!("process {pid}, descriptor {fd}: {error}")
 }
 
-fn unsettled(assignment: &Assignment) -> impl Iterator<Item = &Assigned> {
-    assignment.sockets.iter().filter(|assigned| !assigned.is_settled())
+/// The sockets that are not as their rule says: those to be moved, and those that may not be.
+fn notable(assignment: &Assignment) -> impl Iterator<Item = &Assigned> {
+    assignment.sockets.iter().filter(|assigned| !assigned.is_settled() || assigned.overruled_by.is_some())
 }
 
-fn to_text(file: &File, assignment: &Assignment, moved: Option<&Moved>) -> String {
+fn notable_places(places: &[Place]) -> impl Iterator<Item = &Place> {
+    places.iter().filter(|place| !place.is_settled())
+}
+
+fn to_text(file: &File, places: &[Place], assignment: &Assignment, moved: Option<&Moved>) -> String {
+    let mut text = String::new();
+    let mut table = Table::new(["rule", "cgroup", "level"]);
+    for place in notable_places(places) {
+        let before = place.before.map_or("none".to_owned(), |grant| grant.level.to_string());
+        table.row([
+            format!("line {}", file.line_of_rule(place.rule)),
+            place.cgroup.path.clone(),
+            if place.is_overruled() { format!("stays at {before}") } else { format!("{before} -> {}", place.level) },
+        ]);
+    }
+    if notable_places(places).count() > 0 {
+        text += &format!("{table}\n");
+    }
     let address = |address: Option<SocketAddr>| address.map_or("-".to_owned(), |address| address.to_string());
     let mut table = Table::new(["rule", "pid", "program", "socket", "local", "remote", "level"]);
-    for assigned in unsettled(assignment) {
-        let Assigned { process, socket, found } = assigned;
+    for assigned in notable(assignment) {
+        let Assigned { process, socket, found, level, overruled_by, .. } = assigned;
         table.row([
             format!("line {}", file.line_of_rule(found.rule)),
             process.pid.to_string(),
@@ -122,24 +188,51 @@ fn to_text(file: &File, assignment: &Assignment, moved: Option<&Moved>) -> Strin
             socket.kind.to_string(),
             address(socket.local),
             address(socket.remote),
-            format!("{} -> {}", socket.priority, found.level),
+            match overruled_by {
+                Some(_) => format!("stays at {level}"),
+                None => format!("{} -> {level}", socket.priority),
+            },
         ]);
     }
-    let count = unsettled(assignment).count();
-    let settled = assignment.sockets.len() - count;
-    let sum = match moved {
-        None => format!("would move {count} sockets; {settled} have their level already"),
+    if notable(assignment).count() > 0 {
+        text += &format!("{table}\n");
+    }
+    let to_tag = places.iter().filter(|place| place.needs_tag()).count();
+    let tagged = places.iter().filter(|place| place.is_settled()).count();
+    let settled = assignment.sockets.iter().filter(|assigned| assigned.is_settled()).count();
+    text += &match moved {
+        None => format!(
+            "would tag {to_tag} cgroups; {tagged} have their level already\n\
+             would move {} sockets; {settled} have their level already",
+            assignment.sockets.len() - settled
+        ),
         Some(Moved { moved, closed, failed }) => format!(
-            "moved {moved} sockets; {settled} had their level already, {closed} were closed meanwhile, {} failed",
+            "tagged {to_tag} cgroups; {tagged} had their level already\n\
+             moved {moved} sockets; {settled} had their level already or with their cgroup, {closed} were closed meanwhile, {} failed",
             failed.len()
         ),
     };
-    if count == 0 { sum } else { format!("{table}\n{sum}") }
+    text
 }
 
-fn to_json(file: &File, assignment: &Assignment, moved: Option<&Moved>, warnings: &[String]) -> Value {
+fn to_json(
+    file: &File,
+    places: &[Place],
+    assignment: &Assignment,
+    moved: Option<&Moved>,
+    warnings: &[String],
+) -> Value {
     let address = |address: Option<SocketAddr>| address.map(|address| address.to_string());
-    let sockets = unsettled(assignment).map(|Assigned { process, socket, found }| {
+    let cgroups = notable_places(places).map(|place| {
+        json!({
+            "rule_line": file.line_of_rule(place.rule),
+            "cgroup": place.cgroup.path,
+            "level_before": place.before.map(|grant| grant.level),
+            "level": place.level.number(),
+            "overruled": place.is_overruled(),
+        })
+    });
+    let sockets = notable(assignment).map(|Assigned { process, socket, found, level, overruled_by, .. }| {
         json!({
             "rule_line": file.line_of_rule(found.rule),
             "pid": process.pid,
@@ -150,13 +243,17 @@ fn to_json(file: &File, assignment: &Assignment, moved: Option<&Moved>, warnings
             "local": address(socket.local),
             "remote": address(socket.remote),
             "priority": socket.priority,
-            "level": found.level.number(),
+            "level": level.number(),
+            "rule_level": found.level.number(),
+            "overruled_by": overruled_by.as_ref().map(|cgroup| &cgroup.path),
         })
     });
     json!({
         "schema_version": 1,
         "dry_run": moved.is_none(),
+        "cgroups": cgroups.collect::<Vec<_>>(),
         "sockets": sockets.collect::<Vec<_>>(),
+        "settled_cgroups": places.iter().filter(|place| place.is_settled()).count(),
         "settled": assignment.sockets.iter().filter(|assigned| assigned.is_settled()).count(),
         "moved": moved.map(|moved| moved.moved),
         "closed": moved.map(|moved| moved.closed),

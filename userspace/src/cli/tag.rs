@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 use nix::unistd::{Uid, User};
-use qjump_ebpf::Level;
+use qjump_ebpf::{
+    Level,
+    grant::{GRANT_BY_RULE, GRANT_OWNS_CGROUP},
+};
 use serde_json::json;
 
 use super::{Failure, print};
@@ -159,7 +162,7 @@ impl TagsCommand {
                 tag.cgroup.as_ref().map_or(format!("number {}", tag.id), |cgroup| cgroup.path.clone()),
                 tag.grant.level.to_string(),
                 send_buffer_of(tag).map_or("-".to_owned(), |bytes| format!("{bytes} B")),
-                user(tag.grant.uid),
+                by(tag),
                 ago(tag.grant.since_ns),
                 tag.processes.to_string(),
                 sockets,
@@ -182,7 +185,17 @@ fn send_buffer_of(tag: &Tag) -> Option<u32> {
     (tag.grant.send_buffer > 0).then_some(tag.grant.send_buffer)
 }
 
-fn user(uid: u32) -> String {
+fn by(tag: &Tag) -> String {
+    let user = user(tag.grant.uid);
+    if is_by_rule(tag) { format!("{user}, by a rule") } else { user }
+}
+
+const fn is_by_rule(tag: &Tag) -> bool {
+    tag.grant.flags & GRANT_BY_RULE != 0
+}
+
+/// The name of a user, or the number.
+pub(super) fn user(uid: u32) -> String {
     let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     user.map_or(uid.to_string(), |user| user.name)
 }
@@ -202,8 +215,9 @@ fn to_json(tag: &Tag) -> serde_json::Value {
         "level": tag.grant.level,
         "sndbuf_bytes": send_buffer_of(tag),
         "granted_by_uid": tag.grant.uid,
+        "by_rule": is_by_rule(tag),
         "granted_at_unix_ns": tag.grant.since_ns,
-        "owns_cgroup": tag.grant.flags & qjump_ebpf::grant::GRANT_OWNS_CGROUP != 0,
+        "owns_cgroup": tag.grant.flags & GRANT_OWNS_CGROUP != 0,
         "over": tag.is_over,
         "processes": tag.processes,
         "sockets": by_level,

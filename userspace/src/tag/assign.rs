@@ -1,22 +1,35 @@
-//! Applying rules to the sockets that are there: first all of the host's sockets are looked at, then those are moved
-//! that have another level than their rule says.
+//! Applying rules. A cgroup that a rule is about as a whole is tagged, so that its later sockets have the level, too. Then
+//! the sockets are looked at, and those are moved that have another level than their rule says.
+//!
+//! What a rule gives to a single socket is a grant, too: the socket is adopted by the grant of rules at that level
+//! ([`rule_grant`]). A grant that a person made (`qjump tag`, `qjump run`) is never changed, and no rule gives the
+//! sockets below it more than it does.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    cell::LazyCell,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::RawFd,
 };
 
+use qjump_ebpf::{
+    Level,
+    grant::{GRANT_BY_RULE, Grant, MaybeLevel, decide, rule_grant},
+};
 use thiserror::Error;
 
 use super::{
+    Error, Request, Session,
+    cgroup::{Cgroup, Hierarchy},
+    grants::Grants,
     live::{LiveError, LiveSocket, each_socket},
+    new_grant,
     process::Process,
-    rules::{Match, Rules},
+    rules::{CgroupSelector, Match, Rules, needs_tag},
 };
 use crate::socket::set_level;
 
-/// Why the sockets of this host could not be looked at.
+/// Why rules could not be applied.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the message is the documentation")]
 pub enum AssignError {
@@ -24,6 +37,150 @@ pub enum AssignError {
     Processes(io::Error),
     #[error(transparent)]
     Sockets(#[from] LiveError),
+    #[error(transparent)]
+    Host(#[from] Error),
+    #[error("{source}; nothing was changed")]
+    Place {
+        /// The rule, from 0.
+        rule: usize,
+        source: Error,
+    },
+}
+
+/// The grants of this host.
+pub struct Host {
+    access: Access,
+    /// Why they cannot be read, if they cannot: this user lacks the rights. Then sockets are moved as if there were none.
+    pub unreadable: Option<Error>,
+}
+
+enum Access {
+    Change(Session),
+    /// Nothing of it is to be changed, or there are no grants and no interface that asks for them.
+    Read {
+        hierarchy: Option<Hierarchy>,
+        grants: Option<Grants>,
+    },
+}
+
+impl Host {
+    /// To see what rules would do.
+    ///
+    /// # Errors
+    /// If the grants are another version's.
+    pub fn read() -> Result<Self, AssignError> {
+        let (grants, unreadable) = match Grants::open() {
+            Ok(grants) => (grants, None),
+            Err(error @ Error::Host(crate::dataplane::Error::Permission { .. })) => (None, Some(error)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { access: Access::Read { hierarchy: Hierarchy::find().ok(), grants }, unreadable })
+    }
+
+    /// To apply rules: nobody else changes grants as long as it lives.
+    ///
+    /// # Errors
+    /// Those of [`Session::begin`], unless neither the rules nor the host have anything to do with grants.
+    pub fn change(rules: &Rules) -> Result<Self, AssignError> {
+        let host = Self::read()?;
+        if needs_tag(rules).is_empty() && host.grants().is_none() {
+            return Ok(host);
+        }
+        Ok(Self { access: Access::Change(Session::begin()?), unreadable: None })
+    }
+
+    const fn hierarchy(&self) -> Option<&Hierarchy> {
+        match &self.access {
+            Access::Change(session) => Some(&session.hierarchy),
+            Access::Read { hierarchy, .. } => hierarchy.as_ref(),
+        }
+    }
+
+    const fn grants(&self) -> Option<&Grants> {
+        match &self.access {
+            Access::Change(session) => Some(&session.grants),
+            Access::Read { grants, .. } => grants.as_ref(),
+        }
+    }
+
+    /// Finds the cgroups that rules are about as a whole.
+    ///
+    /// # Errors
+    /// If one is not there.
+    pub fn places(&self, rules: &Rules) -> Result<Vec<Place>, AssignError> {
+        let find = |(rule, place, level): (usize, &CgroupSelector, Level)| {
+            let cgroup = self.hierarchy().ok_or(Error::NoCgroup2).and_then(|hierarchy| match place {
+                CgroupSelector::Path(path) => hierarchy.at(path),
+                CgroupSelector::Unit(name) => hierarchy.unit(name),
+            });
+            let cgroup = cgroup.map_err(|source| AssignError::Place { rule, source })?;
+            let before = self.grants().and_then(|grants| grants.get(cgroup.id));
+            Ok(Place { rule, cgroup, level, before })
+        };
+        needs_tag(rules).into_iter().map(find).collect()
+    }
+
+    /// Tags the cgroups that are not as their rules say, except for those that a person has tagged. Returns how many of their
+    /// processes are in PID namespaces that cannot be seen from here, so that their sockets were not moved.
+    ///
+    /// # Errors
+    /// If one cannot be tagged; then none is.
+    pub fn tag(&mut self, places: &[Place]) -> Result<usize, AssignError> {
+        let Access::Change(session) = &mut self.access else { return Ok(0) };
+        let mut done: Vec<&Place> = Vec::new();
+        let mut unreachable = 0;
+        for place in places.iter().filter(|place| place.needs_tag()) {
+            match session.tag_cgroup(place.cgroup.clone(), &place.request(), GRANT_BY_RULE) {
+                Ok(changed) => unreachable += changed.sockets.unreachable,
+                Err(source) => {
+                    for place in done.into_iter().rev() {
+                        session.revert(&place.cgroup, place.before);
+                    }
+                    return Err(AssignError::Place { rule: place.rule, source });
+                }
+            }
+            done.push(place);
+        }
+        Ok(unreachable)
+    }
+}
+
+/// A cgroup that a rule is about as a whole.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The rule, from 0.
+    pub rule: usize,
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    /// The level that the rule gives it.
+    pub level: Level,
+    /// The grant that it had of its own.
+    pub before: Option<Grant>,
+}
+
+impl Place {
+    /// Whether it has its level already.
+    pub fn is_settled(&self) -> bool {
+        self.before.is_some_and(|grant| grant.level == u32::from(self.level.number()))
+    }
+
+    /// Whether a person has granted it another level, which stays.
+    pub fn is_overruled(&self) -> bool {
+        !self.is_settled() && self.before.is_some_and(is_by_person)
+    }
+
+    /// Whether the rule is to tag it.
+    pub fn needs_tag(&self) -> bool {
+        !self.is_settled() && !self.is_overruled()
+    }
+
+    const fn request(&self) -> Request {
+        Request { level: self.level, send_buffer: None }
+    }
+}
+
+fn is_by_person(grant: Grant) -> bool {
+    grant.flags & GRANT_BY_RULE == 0
 }
 
 /// A socket, and the rule that counts for it.
@@ -35,12 +192,19 @@ pub struct Assigned {
     pub socket: LiveSocket,
     /// The rule.
     pub found: Match,
+    /// The level that the socket is to have.
+    pub level: Level,
+    /// The cgroup whose grant keeps the socket from the level that the rule says.
+    pub overruled_by: Option<Cgroup>,
+    /// The cgroup whose grant gives it the level; else it has it from the rule itself.
+    granted_by: Option<(u64, Grant)>,
+    settled: bool,
 }
 
 impl Assigned {
     /// Whether the socket has its level already.
-    pub fn is_settled(&self) -> bool {
-        self.socket.priority == u32::from(self.found.level.number())
+    pub const fn is_settled(&self) -> bool {
+        self.settled
     }
 }
 
@@ -67,27 +231,57 @@ pub struct Moved {
 }
 
 impl Assignment {
-    /// Looks at all sockets of all processes; changes nothing.
+    /// Looks at all sockets of all processes as if `places` were tagged; changes nothing.
     ///
     /// # Errors
     /// If /proc is not there, or the kernel lacks what this needs.
-    pub fn find(rules: &Rules) -> Result<Self, AssignError> {
+    pub fn find(rules: &Rules, host: &Host, places: &[Place]) -> Result<Self, AssignError> {
+        let wanted = places.iter().filter(|place| place.needs_tag());
+        let planned: HashMap<u64, Grant> =
+            wanted.map(|place| (place.cgroup.id, new_grant(&place.request(), GRANT_BY_RULE))).collect();
+        let grant_of = |id: u64| planned.get(&id).copied().or_else(|| host.grants()?.get(id));
+        let keeps_records = host.grants().is_some() || !planned.is_empty();
         let mut assignment = Self::default();
         let mut best: HashMap<u64, Assigned> = HashMap::new();
         for pid in Process::all().map_err(AssignError::Processes)? {
             // It has ended since.
             let Ok(process) = Process::read(pid) else { continue };
-            let count = each_socket(pid, |_, socket| {
-                if let Some(found) = rules.find(&process, socket) {
-                    let assigned = || Assigned { process: process.clone(), socket: socket.clone(), found };
-                    match best.entry(socket.inode) {
-                        Entry::Vacant(entry) => drop(entry.insert(assigned())),
-                        Entry::Occupied(mut entry) if entry.get().found.precedence < found.precedence => {
-                            entry.insert(assigned());
-                        }
-                        Entry::Occupied(_) => {}
-                    }
+            let governing = LazyCell::new(|| {
+                let hierarchy = host.hierarchy()?;
+                let at = hierarchy.of_process(Some(pid)).ok()?;
+                hierarchy.upwards(&at).find_map(|above| grant_of(above.id).map(|grant| (above, grant)))
+            });
+            let count = each_socket(pid, |descriptor, socket| {
+                let Some(found) = rules.find(&process, socket) else { return Ok(()) };
+                let before = best.get(&socket.inode);
+                if before.is_some_and(|before| before.found.precedence >= found.precedence) {
+                    return Ok(());
                 }
+                let record = host.grants().and_then(|grants| grants.record(descriptor)).unwrap_or_default();
+                let by_place = rules.is_place_alone(found.rule);
+                let stays = governing.as_ref().filter(|(_, grant)| {
+                    by_place || is_by_person(*grant) && grant.level < u32::from(found.level.number())
+                });
+                let (level, settled) = match stays {
+                    Some((_, grant)) => {
+                        let level = decide(MaybeLevel::from_number(grant.level), record.asked);
+                        (level.level().unwrap_or(Level::BEST_EFFORT), true)
+                    }
+                    None => (found.level, !keeps_records || record.adopted_by == rule_grant(found.level)),
+                };
+                let overruled = stays.filter(|(_, grant)| grant.level != u32::from(found.level.number()));
+                best.insert(
+                    socket.inode,
+                    Assigned {
+                        process: process.clone(),
+                        settled: settled && socket.priority == u32::from(level.number()),
+                        socket: socket.clone(),
+                        found,
+                        level,
+                        overruled_by: overruled.map(|(cgroup, _)| cgroup.clone()),
+                        granted_by: stays.map(|(cgroup, grant)| (cgroup.id, *grant)),
+                    },
+                );
                 Ok(())
             });
             match count {
@@ -102,9 +296,9 @@ impl Assignment {
         Ok(assignment)
     }
 
-    /// Sets the level of each socket that has another one than its rule says. That a process has ended meanwhile, or
+    /// Sets the level of each socket that has another one than it should. That a process has ended meanwhile, or
     /// closed a socket, is no failure.
-    pub fn apply(&self) -> Moved {
+    pub fn apply(&self, host: &mut Host) -> Moved {
         let mut by_process: BTreeMap<u32, HashMap<u64, &Assigned>> = BTreeMap::new();
         for assigned in self.sockets.iter().filter(|assigned| !assigned.is_settled()) {
             by_process.entry(assigned.socket.pid).or_default().insert(assigned.socket.inode, assigned);
@@ -114,7 +308,11 @@ impl Assignment {
             let mut moved = 0;
             let count = each_socket(pid, |duplicate, socket| {
                 if let Some(assigned) = wanted.remove(&socket.inode) {
-                    set_level(&duplicate, assigned.found.level).map_err(io::Error::other)?;
+                    match (&mut host.access, assigned.granted_by) {
+                        (Access::Change(session), None) => session.assign(duplicate, assigned.level)?,
+                        (Access::Change(session), governing) => session.follow(duplicate, governing)?,
+                        (Access::Read { .. }, _) => set_level(&duplicate, assigned.level).map_err(io::Error::other)?,
+                    }
                     moved += 1;
                 }
                 Ok(())

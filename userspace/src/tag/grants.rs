@@ -16,11 +16,12 @@ use aya::{
 };
 use nix::sys::stat::{Mode, umask};
 use qjump_ebpf::{
-    grant::{Grant, MAX_GRANTS, MaybeLevel, SocketRecord},
+    Level,
+    grant::{GRANT_BY_RULE, Grant, MAX_GRANTS, MaybeLevel, SocketRecord, is_rule_grant, rule_grant},
     names,
 };
 
-use super::{Error, cgroup::Cgroup};
+use super::{Error, Request, cgroup::Cgroup, new_grant};
 use crate::dataplane::{
     self, BPFFS, OBJECT, Pins, shorten,
     sys::{self, MapShape},
@@ -288,11 +289,36 @@ impl Grants {
         self.sockets.get(&socket, 0).ok()
     }
 
-    /// Has the grant of `cgroup` count for a socket, wherever it was made. Returns what the socket asks for.
-    pub fn adopt(&mut self, socket: BorrowedFd<'_>, cgroup: u64) -> io::Result<MaybeLevel> {
-        let record = self.record(socket).unwrap_or_default().adopted(cgroup);
-        self.sockets.insert(&socket, record, 0).map_err(io::Error::other)?;
-        Ok(record.asked)
+    /// Has a grant, by its key, count for a socket that asks for a level, wherever the socket was made.
+    pub fn adopt(&mut self, socket: BorrowedFd<'_>, by: u64, asked: MaybeLevel) -> io::Result<()> {
+        let record = SocketRecord::adopted(by, asked);
+        self.sockets.insert(&socket, record, 0).map_err(io::Error::other)
+    }
+
+    /// The key of the grant of rules at this level, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If there are too many grants.
+    pub fn rule_grant(&mut self, level: Level) -> Result<u64, Error> {
+        let key = rule_grant(level);
+        if self.get(key).is_none() {
+            self.put(key, new_grant(&Request { level, send_buffer: None }, GRANT_BY_RULE))?;
+        }
+        Ok(key)
+    }
+
+    /// Whether a socket has its level from a rule that was about the socket.
+    pub fn is_granted_by_rule(&self, socket: BorrowedFd<'_>) -> bool {
+        let adopter = self.record(socket).map_or(0, |record| record.adopted_by);
+        is_rule_grant(adopter) && self.get(adopter).is_some()
+    }
+
+    /// Takes back what rules granted to sockets.
+    ///
+    /// # Errors
+    /// If the kernel refuses to count the change.
+    pub fn remove_rule_grants(&mut self) -> Result<(), Error> {
+        Level::strictest_first().try_for_each(|level| self.remove(rule_grant(level)))
     }
 
     /// Has a socket forget all of this.

@@ -23,7 +23,7 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use qjump_ebpf::{
     Level,
-    grant::{GRANT_OWNS_CGROUP, Grant, MaybeLevel, decide},
+    grant::{GRANT_BY_RULE, GRANT_OWNS_CGROUP, Grant, MaybeLevel, decide},
 };
 
 pub use error::Error;
@@ -127,14 +127,15 @@ impl Session {
     pub fn tag(&mut self, selector: &Selector, request: &Request) -> Result<Changed, Error> {
         match selector {
             Selector::Process(pid) => self.tag_process(*pid, request),
-            Selector::Cgroup(path) => self.tag_cgroup(self.hierarchy.at(path)?, request),
-            Selector::Unit(unit) => self.tag_cgroup(self.hierarchy.unit(unit)?, request),
+            Selector::Cgroup(path) => self.tag_cgroup(self.hierarchy.at(path)?, request, 0),
+            Selector::Unit(unit) => self.tag_cgroup(self.hierarchy.unit(unit)?, request, 0),
         }
     }
 
-    fn tag_cgroup(&mut self, cgroup: Cgroup, request: &Request) -> Result<Changed, Error> {
-        let flags = self.grants.get(cgroup.id).map_or(0, |grant| grant.flags);
-        let before = self.grant(&cgroup, request, flags)?;
+    /// `origin` is [`GRANT_BY_RULE`], or 0 for a person.
+    fn tag_cgroup(&mut self, cgroup: Cgroup, request: &Request, origin: u32) -> Result<Changed, Error> {
+        let owned = self.grants.get(cgroup.id).map_or(0, |grant| grant.flags & GRANT_OWNS_CGROUP);
+        let before = self.grant(&cgroup, request, owned | origin)?;
         self.settle(&cgroup).map_or_else(
             |error| {
                 self.revert(&cgroup, before);
@@ -147,7 +148,7 @@ impl Session {
     fn tag_process(&mut self, pid: u32, request: &Request) -> Result<Changed, Error> {
         let origin = self.hierarchy.of_process(Some(pid))?;
         if self.grants.get(origin.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0) {
-            return self.tag_cgroup(origin, request);
+            return self.tag_cgroup(origin, request, 0);
         }
         let cgroup = self.make(&origin, &format!("qjump-{pid}"), request)?;
         let done = self
@@ -183,13 +184,7 @@ impl Session {
     fn grant(&mut self, cgroup: &Cgroup, request: &Request, flags: u32) -> Result<Option<Grant>, Error> {
         cgroup.check_depth()?;
         let before = self.grants.get(cgroup.id);
-        let grant = Grant {
-            level: request.level.number().into(),
-            send_buffer: request.send_buffer.unwrap_or(0),
-            uid: caller(),
-            flags,
-            since_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
-        };
+        let grant = new_grant(request, flags);
         let done = self
             .programs()
             .and_then(|programs| programs.attach(cgroup, request.send_buffer.is_some()))
@@ -239,6 +234,7 @@ impl Session {
     /// # Errors
     /// If one cannot be removed.
     pub fn untag_all(&mut self) -> Result<usize, Error> {
+        self.grants.remove_rule_grants()?;
         let cgroups = self.hierarchy.all();
         let tagged = tagged()?;
         for id in &tagged {
@@ -296,7 +292,8 @@ impl Session {
         self.hierarchy.upwards(cgroup).find_map(|above| self.grants.get(above.id).map(|grant| (above, grant)))
     }
 
-    /// Gives every live socket of a cgroup, and of those below it, what the grants say now.
+    /// Gives every live socket of a cgroup, and of those below it, what the grants say now. A socket that has its level from
+    /// a rule of its own keeps it, unless a person has granted otherwise.
     fn settle(&mut self, cgroup: &Cgroup) -> Result<Count, Error> {
         let mut known: BTreeMap<u32, Option<(u64, Grant)>> = BTreeMap::new();
         Ok(Walk::default().cgroup(&cgroup.directory, |socket, live| {
@@ -304,21 +301,36 @@ impl Session {
                 let at = self.hierarchy.of_process(Some(live.pid)).ok()?;
                 self.governing(&at).map(|(from, grant)| (from.id, grant))
             });
-            let level = match governing {
-                Some((id, grant)) => {
-                    let asked = self.grants.adopt(socket, id)?;
-                    if grant.send_buffer != 0 {
-                        setsockopt(&socket, sockopt::SndBuf, &(grant.send_buffer as usize))?;
-                    }
-                    decide(MaybeLevel::from_number(grant.level), asked).level()
-                }
-                None => {
-                    self.grants.forget(socket);
-                    None
-                }
-            };
-            set_priority(socket, level.unwrap_or(Level::BEST_EFFORT))
+            let by_person = governing.is_some_and(|(_, grant)| grant.flags & GRANT_BY_RULE == 0);
+            if !by_person && self.grants.is_granted_by_rule(socket) { Ok(()) } else { self.follow(socket, governing) }
         })?)
+    }
+
+    /// Gives a socket what the grant of a cgroup, if there is one, has for it.
+    fn follow(&mut self, socket: BorrowedFd<'_>, governing: Option<(u64, Grant)>) -> io::Result<()> {
+        let Some((id, grant)) = governing else {
+            set_priority(socket, Level::BEST_EFFORT)?;
+            self.grants.forget(socket);
+            return Ok(());
+        };
+        if grant.send_buffer != 0 {
+            setsockopt(&socket, sockopt::SndBuf, &(grant.send_buffer as usize))?;
+        }
+        let asked = self.grants.record(socket).unwrap_or_default().asked;
+        self.adopt(socket, id, asked, decide(MaybeLevel::from_number(grant.level), asked))
+    }
+
+    /// Gives a socket the level of a rule, whatever its process asked for before.
+    fn assign(&mut self, socket: BorrowedFd<'_>, level: Level) -> io::Result<()> {
+        let key = self.grants.rule_grant(level).map_err(io::Error::other)?;
+        self.adopt(socket, key, MaybeLevel::NONE, MaybeLevel::of(level))
+    }
+
+    fn adopt(&mut self, socket: BorrowedFd<'_>, by: u64, asked: MaybeLevel, level: MaybeLevel) -> io::Result<()> {
+        self.grants.adopt(socket, by, asked)?;
+        set_priority(socket, level.level().unwrap_or(Level::BEST_EFFORT))?;
+        // The program on the cgroup of the socket has noted this as what its process asks for.
+        self.grants.adopt(socket, by, asked)
     }
 
     /// Waits a moment for the processes of a cgroup to end; how many are left.
@@ -358,6 +370,16 @@ fn detach(id: u64) -> Result<(), Error> {
 
 fn set_priority(socket: BorrowedFd<'_>, level: Level) -> io::Result<()> {
     Ok(setsockopt(&socket, sockopt::Priority, &i32::from(level.number()))?)
+}
+
+fn new_grant(request: &Request, flags: u32) -> Grant {
+    Grant {
+        level: request.level.number().into(),
+        send_buffer: request.send_buffer.unwrap_or(0),
+        uid: caller(),
+        flags,
+        since_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
+    }
 }
 
 /// The user who runs this command; `sudo` says who that was before.
@@ -410,9 +432,9 @@ pub fn list() -> Result<Vec<Tag>, Error> {
             for pid in processes_of(&cgroup.directory)?.into_iter().filter(|&pid| nearest(pid) == Some(id)) {
                 tag.processes += 1;
                 let count = walk.process(pid, |socket, live| {
-                    let asked = grants.record(socket).map(|record| record.asked);
-                    let level = asked.map_or(MaybeLevel::from_number(live.priority), |asked| {
-                        decide(MaybeLevel::from_number(grant.level), asked)
+                    let level = grants.record(socket).map_or(MaybeLevel::from_number(live.priority), |record| {
+                        let granted = grants.get(record.adopted_by).unwrap_or(grant);
+                        decide(MaybeLevel::from_number(granted.level), record.asked)
                     });
                     tag.sockets[level.level().map_or(0, Level::index)] += 1;
                     Ok(())

@@ -442,6 +442,11 @@ impl Rules {
         matches.max_by_key(|found| found.precedence)
     }
 
+    /// Whether a rule, counted from 0, is about all sockets of a cgroup or unit.
+    pub fn is_place_alone(&self, rule: usize) -> bool {
+        self.0[rule].is_place_alone()
+    }
+
     /// The rules, in the order of the file.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Rule> {
         self.0.iter()
@@ -452,10 +457,10 @@ const NO_KEY: Precedence =
     Precedence { local_port: None, remote_port: None, remote: None, exe: None, user: false, cgroup: None };
 
 /// The cgroups and units all of whose sockets get a level, also those that are made later: what is to be tagged. Rules
-/// with further keys cannot be said by a tag; they are about the sockets that are there.
-pub fn needs_tag(rules: &Rules) -> Vec<(CgroupSelector, Level)> {
-    let places = rules.iter().filter(|rule| rule.is_place_alone());
-    places.filter_map(|rule| Some((rule.place()?.clone(), rule.level))).collect()
+/// with further keys cannot be said by a tag; they are about the sockets that are there. Each with its rule, from 0.
+pub fn needs_tag(rules: &Rules) -> Vec<(usize, &CgroupSelector, Level)> {
+    let places = rules.iter().enumerate().filter(|(_, rule)| rule.is_place_alone());
+    places.filter_map(|(number, rule)| Some((number, rule.place()?, rule.level))).collect()
 }
 
 #[cfg(test)]
@@ -650,12 +655,12 @@ mod tests {
     fn places_alone_need_a_tag() {
         let rules =
             rules(&["level = 5, unit = \"a\"", "level = 6, cgroup = \"/b\"", "level = 7, unit = \"c\", user = 0"]);
-        let expected = [("unit a.service", 5), ("cgroup /b", 6)];
-        let found = needs_tag(&rules.unwrap());
-        assert_eq!(
-            found.iter().map(|(place, level)| (place.to_string(), level.number())).collect::<Vec<_>>(),
-            expected.map(|(place, level)| (place.to_owned(), level))
-        );
+        let rules = rules.unwrap();
+        let found: Vec<_> = needs_tag(&rules)
+            .into_iter()
+            .map(|(rule, place, level)| (rule, place.to_string(), level.number()))
+            .collect();
+        assert_eq!(found, [(0, "unit a.service".to_owned(), 5), (1, "cgroup /b".to_owned(), 6)]);
     }
 
     fn ports() -> impl Strategy<Value = Option<Ports>> {
