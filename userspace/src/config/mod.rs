@@ -774,9 +774,9 @@ level = 4
         let assign = |table: &str| format!("[[assign]]\n{table}\n\n");
         assert_eq!(with(&assign("level = 5\nuser = 1")).unwrap().iter().len(), 1);
         let error = with(&assign("level = 5")).unwrap_err();
-        assert!(error.contains("line 24,") && error.contains('^') && error.contains("every socket"), "{error}");
+        assert!(error.contains("line 25,") && error.contains('^') && error.contains("every socket"), "{error}");
         let error = with(&(assign("level = 5\nunit = \"a\"") + &assign("level = 6\nunit = \"a\""))).unwrap_err();
-        for part in ["line 28,", "conflict", "line 24,", "this is the other one"] {
+        for part in ["line 29,", "conflict", "line 25,", "this is the other one"] {
             assert!(error.contains(part) && error.matches("^^^").count() >= 2, "{error}");
         }
     }
