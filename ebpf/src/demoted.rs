@@ -10,12 +10,13 @@ use aya_ebpf::{
     helpers::{bpf_sk_fullsock, bpf_sk_storage_get},
     macros::btf_map,
 };
-use qjump_ebpf::{LEVELS, Level, Reason, layout::DEMOTION_IDLE_NS};
+use qjump_ebpf::{LEVELS, Level, Reason, grant::is_grant_only, layout::DEMOTION_IDLE_NS};
 
 use crate::{
     grants,
     limit::{self, Answer, Size},
     packet::Packet,
+    shared::Slot,
 };
 
 /// What is remembered of a socket.
@@ -57,7 +58,8 @@ fn remembered(demotion: *mut Demotion, asked: Level, now_ns: u64) -> Level {
     // takes the old level or the new one.
     let (last_ns, level) = unsafe { ((*demotion).last_ns, (*demotion).level) };
     match Level::new(level as u8) {
-        Some(level) if level < asked && now_ns.wrapping_sub(last_ns) < DEMOTION_IDLE_NS => level,
+        // Signed: another CPU may have written a time that is later than ours.
+        Some(level) if level < asked && (now_ns.wrapping_sub(last_ns) as i64) < DEMOTION_IDLE_NS as i64 => level,
         _ => asked,
     }
 }
@@ -84,11 +86,17 @@ extern "C" fn qj_step_down(skb: *mut __sk_buff, asked: u64, bytes: u64, segments
             return own.packed();
         }
     }
+    let grant_only = Slot::in_force().map_or(u8::MAX, Slot::grant_only);
     // Down from a constant, so that the verifier sees an end.
     let mut lower = Answer::at_once(Reason::OverDemoted, Level::BEST_EFFORT);
     for number in (1..LEVELS as u8).rev() {
         match Level::new(number) {
-            Some(level) if level <= from && level < asked => {
+            // Whoever may not claim a level is not demoted to it either.
+            Some(level)
+                if level <= from
+                    && level < asked
+                    && (!is_grant_only(level, grant_only) || grants::covers(skb, level)) =>
+            {
                 let answer = limit::ask(level, size, now_ns);
                 if answer.reason == Reason::Passed {
                     lower = Answer { reason: Reason::OverDemoted, ..answer };

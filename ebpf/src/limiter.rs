@@ -278,6 +278,14 @@ impl LevelLimit {
         Ok(self)
     }
 
+    /// This limit without a horizon: packets over it are dropped.
+    #[must_use]
+    pub const fn unpaced(mut self) -> Self {
+        self.horizon_ns = 0;
+        self.ceiling_ns = self.burst_ns;
+        self
+    }
+
     /// This limit, with packets that step down to lower levels instead of being dropped.
     #[must_use]
     pub const fn demoting(mut self) -> Self {

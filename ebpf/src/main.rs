@@ -59,7 +59,7 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
     // Before `mark` may add a tag to the packet's metadata. A packet that is demoted is counted with the tag that
     // it then does not get: on the safe side.
     let (l2_bytes, segments, tagged) = packet.size();
-    let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && names_limited(asked);
+    let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && is_above_best_effort(asked);
     let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
     let size = Size { l2_bytes, segments, wire_bytes: wire_bytes(l2_bytes + tag_bytes, segments) };
     let (mut verdict, leaves) = judge(&packet, &header, slot, asked, size);
@@ -101,7 +101,7 @@ fn judge(packet: &Packet<'_>, header: &Header, slot: Slot, asked: Option<Level>,
 }
 
 #[inline(always)]
-fn names_limited(asked: Option<Level>) -> bool {
+fn is_above_best_effort(asked: Option<Level>) -> bool {
     matches!(asked, Some(level) if level != Level::BEST_EFFORT)
 }
 
@@ -112,11 +112,12 @@ fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level, verdi
     packet.mark(header, level, slot.tags_priority())?;
     if level != Level::BEST_EFFORT {
         packet.set_priority(if slot.has_classes() { class_id(level) } else { level.number().into() });
-        if slot.has_departure_times() && slot.limit(level).horizon_ns() > 0 {
-            // Also without a wait: a time that the sender asked for is not one that the limiter counted with.
+        if verdict.now_ns != 0 && (slot.has_departure_times() || packet.has_departure()) {
+            // Also without a wait, and whatever the queue: a time that the sender asked for (SO_TXTIME, TCP) is not
+            // the one that the limiter counted with, and an fq would let all packets of one time go together.
             packet.set_departure(verdict.now_ns + verdict.wait_ns);
         }
-    } else if slot.has_own_queue() || names_limited(Level::from_priority(packet.priority())) {
+    } else if slot.has_own_queue() || is_above_best_effort(Level::from_priority(packet.priority())) {
         // The queue must not serve it among those that it is not one of.
         packet.set_priority(0);
     }

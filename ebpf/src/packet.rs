@@ -90,6 +90,13 @@ impl<'a> Packet<'a> {
         unsafe { (*self.skb).priority = priority }
     }
 
+    /// Whether the sender has asked for a time of departure.
+    #[inline(always)]
+    pub fn has_departure(&self) -> bool {
+        // SAFETY: as in `priority`.
+        unsafe { (*self.skb).tstamp != 0 }
+    }
+
     /// Sets when fq lets the packet go: `CLOCK_MONOTONIC`, ns.
     #[inline(always)]
     pub fn set_departure(&self, at_ns: u64) {

@@ -156,7 +156,7 @@ fn tc_shows_what_was_asked_for() -> Result<()> {
         let qdisc = qdiscs.iter().find(|qdisc| qdisc["handle"] == format!("717{level}:")).expect("a leaf");
         assert_eq!(qdisc["kind"], "pfifo");
         assert_eq!(qdisc["parent"], format!("716a:{}", level + 1));
-        assert_eq!(qdisc["options"]["limit"], if matches!(level, 5 | 7) { 100_000 } else { 1_000 });
+        assert_eq!(qdisc["options"]["limit"], if matches!(level, 5 | 7) { 1_000_000 } else { 1_000 });
         let class = near.class(&format!("716a:{}", level + 1))?;
         assert_eq!(class[3], "root");
         assert_eq!(after(&class, "prio"), (7 - level).to_string());
@@ -251,7 +251,7 @@ fn what_others_changed_is_found_and_mended() -> Result<()> {
     let state = near.state()?;
     for (damage, complaint) in [
         ("class change dev DEV parent 716a: classid 716a:8 htb rate 1gbit", "there is class htb 716a:8"),
-        ("qdisc del dev DEV parent 716a:8", "qdisc pfifo 7177: at 716a:8 with a limit of 100000 packets is missing"),
+        ("qdisc del dev DEV parent 716a:8", "qdisc pfifo 7177: at 716a:8 with a limit of 1000000 packets is missing"),
         ("qdisc replace dev DEV parent 716a:8 handle 5: bfifo limit 9", "there is qdisc bfifo 5: at 716a:8"),
         ("class add dev DEV parent 716a: classid 716a:99 htb rate 1gbit", "class htb 716a:99 at root"),
         ("class del dev DEV classid 716a:3", "class htb 716a:3 at root"),
@@ -489,7 +489,7 @@ fn rates_change_under_traffic_without_losing_a_packet() -> Result<()> {
     for mbit in [None, Some(100)] {
         let wanted = |turn: u64| {
             let mut setup = setup();
-            setup.shapes[7] = guaranteed(100_000 + turn % 2 * 900_000, turn % 3 * 50_000);
+            setup.shapes[7] = guaranteed(1_000_000 + turn % 2 * 900_000, turn % 3 * 50_000);
             mbit.map_or(setup, |mbit| linked(setup, mbit))
         };
         near.apply(&wanted(0), &Before::Default)?;
@@ -557,7 +557,7 @@ fn a_bucket_of_nothing_spaces_packets_and_one_of_a_packet_does_not() -> Result<(
 
 #[test]
 fn a_level_never_gets_more_than_its_rate_and_one_packet() -> Result<()> {
-    const EPOCH_NS: u64 = 100_000;
+    const EPOCH_NS: u64 = 1_000_000;
     let link = Link::new()?;
     let near = Near::new(&link)?;
     for with_link in [false, true] {

@@ -8,7 +8,7 @@
 
 use qjump_ebpf::{
     Charge, Config, LEVELS, Level, LevelLimit,
-    frame::{WIRE_OVERHEAD, wire_bytes},
+    frame::{MIN_FRAME, VLAN_TAG, WIRE_OVERHEAD, wire_bytes},
     layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, QUEUE_FQ, QUEUE_HTB, QUEUE_KEEP},
     limiter::MAX_BURST_NS,
 };
@@ -21,9 +21,10 @@ use crate::{
     units::Rate,
 };
 
-/// How long a packet may wait for its departure, ns. The buffers of sockets push back long before; beyond are
-/// more senders than the level can ever serve.
-const HORIZON_NS: u64 = 5_000_000_000;
+/// How long a packet may wait for its departure, ns. The buffers of sockets push back before; beyond are more
+/// senders than the level can serve. It is also how much more than its burst a level may send should the queue
+/// be taken away.
+const HORIZON_NS: u64 = 1_000_000_000;
 
 /// Smallest MTU of a path for which HTB is given GSO packets, that of IPv6. HTB counts what a frame takes
 /// beside its bytes once for all segments, so the smaller they are, the more it would let through.
@@ -122,6 +123,7 @@ pub fn config(
         Queue::Fq => (FLAG_DEPARTURE_TIMES, QUEUE_FQ),
     };
     let mut config = plan.config(flag | if pcp { FLAG_PRIORITY_TAG } else { 0 })?;
+    let frame = Frame { l2_bytes: device.mtu + 14, tag_bytes: tag_bytes(&config) };
     config.plan.queue = number;
     config.plan.host_rate_bps = host_rate.map_or(0, Rate::bps);
     for planned in &plan.levels {
@@ -142,14 +144,14 @@ pub fn config(
                     // as much as one frame takes. A bucket of its own makes up for timers that are late.
                     (Queue::Htb, Charge::Byte) => {
                         let half = (planned.burst_bytes.unwrap_or(0.0) / 2.0) as u32;
-                        limit.with_max_wire(half.max(wire_bytes(device.mtu + 14, 1)))
+                        limit.with_max_wire(half.max(frame.on_wire(1)))
                     }
                     _ => limit,
                 }
             }
         };
     }
-    let cap = gso_segments(&config, device.mtu).filter(|&cap| cap < device.gso_max_segs);
+    let cap = gso_segments(&config, frame).filter(|&cap| cap < device.gso_max_segs);
     if queue == Queue::Htb {
         let least_segment = match cap.unwrap_or(device.gso_max_segs) {
             // Then there is none but what programs make by hand.
@@ -173,7 +175,7 @@ pub fn setup(config: &Config) -> Setup {
     let mut shapes = [None; LEVELS];
     for level in Level::strictest_first() {
         let limit = &config.limits[level.index()];
-        shapes[level.index()] = (limit.horizon_ns() > 0).then(|| shape(limit));
+        shapes[level.index()] = (limit.horizon_ns() > 0).then(|| shape(limit, tag_bytes(config)));
     }
     Setup {
         queue,
@@ -185,8 +187,8 @@ pub fn setup(config: &Config) -> Setup {
 }
 
 /// The bucket of HTB that never lets more through than `limit` does.
-fn shape(limit: &LevelLimit) -> Shape {
-    let packet = wire_bytes(limit.max_packet(), 1);
+fn shape(limit: &LevelLimit, tag_bytes: u32) -> Shape {
+    let packet = wire_bytes(limit.max_packet() + tag_bytes, 1);
     match limit.charge() {
         Charge::Packet => Shape {
             rate_bytes: (u128::from(packet) * 1_000_000_000 / u128::from(limit.epoch_ns())) as u64,
@@ -195,41 +197,116 @@ fn shape(limit: &LevelLimit) -> Shape {
         },
         _ => {
             let largest = limit.max_wire();
-            let share = counted_share(largest, limit.least_segment());
+            let share = counted_share(limit.least_segment(), tag_bytes);
             Shape {
                 rate_bytes: (limit.bytes_per_second() as f64 * share) as u64,
                 burst_ns: limit.burst_ns() - limit.time_ns(largest).min(limit.burst_ns()),
-                least_bytes: wire_bytes(0, 1) as u16,
+                least_bytes: wire_bytes(tag_bytes, 1) as u16,
             }
         }
     }
 }
 
-/// What part of a packet's wire bytes HTB counts at least, if it is no larger than `largest` wire bytes and its
-/// segments but the last are no smaller than `least_segment` L2 bytes.
-fn counted_share(largest: u32, least_segment: u32) -> f64 {
+/// What part of a packet's wire bytes HTB counts at least, if its segments but the last are no smaller than
+/// `least_segment` L2 bytes.
+///
+/// The worst is one such segment and a tail of a single byte (43 with its headers): HTB counts the overhead
+/// once, and does not pad the tail to a whole frame.
+fn counted_share(least_segment: u32, tag_bytes: u32) -> f64 {
     if least_segment == u32::MAX {
         return 1.0;
     }
-    let on_wire = least_segment + WIRE_OVERHEAD;
-    // The last segment may be as short as a frame can be.
-    let shortest = wire_bytes(0, 1);
-    let whole = largest.saturating_sub(shortest).div_ceil(on_wire);
-    f64::from(whole * least_segment + shortest) / f64::from(whole * on_wire + shortest)
+    let overhead = WIRE_OVERHEAD + tag_bytes;
+    let counted = least_segment + SHORTEST_TAIL + overhead;
+    let on_wire = least_segment + overhead + MIN_FRAME + overhead;
+    f64::from(counted) / f64::from(on_wire)
+}
+
+/// L2 bytes of the shortest last segment: one byte of UDP over IPv4.
+const SHORTEST_TAIL: u32 = 14 + 20 + 8 + 1;
+
+/// Bytes that the program adds to each frame of a level, which the queue does not see.
+const fn tag_bytes(config: &Config) -> u32 {
+    if config.flags & FLAG_PRIORITY_TAG != 0 { VLAN_TAG as u32 } else { 0 }
+}
+
+/// A full frame.
+#[derive(Clone, Copy)]
+struct Frame {
+    l2_bytes: u32,
+    tag_bytes: u32,
+}
+
+impl Frame {
+    /// What the limiter charges for a GSO packet of so many.
+    const fn on_wire(self, segments: u32) -> u32 {
+        wire_bytes(segments * (self.l2_bytes + self.tag_bytes), segments)
+    }
+
+    /// How many fit into one packet of so many wire bytes.
+    fn fit_into(self, most: u32) -> u32 {
+        (1..=most / self.on_wire(1)).rev().find(|&segments| self.on_wire(segments) <= most).unwrap_or(0)
+    }
 }
 
 /// Most segments of a GSO packet that the levels can take, and that a queue of ours should send at once; `None`
 /// where it does not matter.
-fn gso_segments(config: &Config, mtu: u32) -> Option<u32> {
-    let frame = wire_bytes(mtu + 14, 1);
-    let paced = config.limits.iter().filter(|limit| limit.horizon_ns() > 0);
+fn gso_segments(config: &Config, frame: Frame) -> Option<u32> {
+    let paced = config.limits.iter().filter(|limit| limit.horizon_ns() > 0 && limit.charge() == Charge::Byte);
     // A level that cannot take one full frame is none for bulk.
-    let levels = paced
-        .filter(|limit| limit.charge() == Charge::Byte && limit.max_wire() >= frame)
-        .map(|limit| limit.max_wire() / frame);
+    let levels = paced.map(|limit| frame.fit_into(limit.max_wire())).filter(|&segments| segments > 0);
     let link = (config.plan.host_rate_bps > 0).then(|| {
         let bytes = u128::from(config.plan.host_rate_bps) * u128::from(LONGEST_GSO_NS) / 8_000_000_000;
-        u32::try_from(bytes / u128::from(frame)).unwrap_or(u32::MAX).max(1)
+        frame.fit_into(u32::try_from(bytes).unwrap_or(u32::MAX)).max(1)
     });
     levels.chain(link).min()
+}
+
+/// The same limits while the queue is not there: what is over them is dropped.
+pub fn unpaced(config: &Config) -> Config {
+    let mut config = *config;
+    config.flags &= !(FLAG_CLASSES | FLAG_DEPARTURE_TIMES);
+    config.plan.queue = QUEUE_KEEP;
+    config.plan.host_rate_bps = 0;
+    config.limits = config.limits.map(LevelLimit::unpaced);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wire bytes of a GSO packet with `whole` segments of so many L2 bytes and a tail, and what HTB counts.
+    fn wire_and_counted(whole: u32, segment: u32, tail: u32, tag: u32) -> (u32, u32) {
+        let overhead = WIRE_OVERHEAD + tag;
+        let wire = whole * (segment + overhead) + tail.max(MIN_FRAME) + overhead;
+        (wire, whole * segment + tail + overhead)
+    }
+
+    #[test]
+    fn no_gso_packet_is_counted_less_than_its_share() {
+        for tag in [0, 4] {
+            let least = LEAST_MTU + 14;
+            let share = counted_share(least, tag);
+            for whole in 1..=44 {
+                for segment in [least, least + 1, 1_514] {
+                    for tail in (SHORTEST_TAIL..=segment).step_by(7) {
+                        let (wire, counted) = wire_and_counted(whole, segment, tail, tag);
+                        assert!(f64::from(counted) >= share * f64::from(wire), "{whole} x {segment} and {tail}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_packet_of_as_many_full_frames_as_the_cap_allows_has_a_price() {
+        for tag_bytes in [0, 4] {
+            let frame = Frame { l2_bytes: 1_514, tag_bytes };
+            for most in frame.on_wire(1)..70_000 {
+                let segments = frame.fit_into(most);
+                assert!(segments >= 1 && frame.on_wire(segments) <= most && frame.on_wire(segments + 1) > most);
+            }
+        }
+    }
 }

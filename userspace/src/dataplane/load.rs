@@ -230,7 +230,8 @@ fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
     if plan.gso_before > 0 {
         qdisc::set_gso_max_segs(index, plan.gso_before)?;
     }
-    if plan.queue != QUEUE_KEEP && matches!(qdisc::owner(index)?, Owner::Ours(_)) {
+    // Whatever the record says of the queue: a load that was killed may have set it up already, or not yet removed it.
+    if matches!(qdisc::owner(index)?, Owner::Ours(_)) {
         qdisc::restore(index, &before_load(plan))?;
     }
     Ok(())
@@ -317,13 +318,41 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     {
         return Err(Error::Orphan { interface: name });
     }
+    let hook = match (request.hook, &found) {
+        (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
+        // A replacement stays where it is, unless told otherwise.
+        (Hook::Auto, Found::Clsact) => Hook::Clsact,
+        (Hook::Auto, _) if has_tcx => Hook::Tcx,
+        (Hook::Auto, _) => Hook::Clsact,
+        (hook, _) => hook,
+    };
+    let moving = matches!((&found, hook), (Found::Tcx(_), Hook::Clsact) | (Found::Clsact, Hook::Tcx));
+    if moving {
+        return Err(Error::Attach {
+            detail: format!(
+                "it is attached at the other hook; run `qjump unload --interface {name}` first, then load with --hook"
+            ),
+            interface: name,
+        });
+    }
+
+    if matches!(found, Found::Leftovers { .. }) {
+        let record = Maps::open(&name, &pins).map(|maps| maps.in_force().plan);
+        let here = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
+        if let Ok(record) = record.as_ref().map(|plan| *plan)
+            && (record.netns, record.ifindex) == (here, interface.index)
+        {
+            put_queue_back(interface.index, &record)?;
+        }
+        pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
+    }
     let chosen = enforce::choose(request.queue, request.host_rate, request.plan, &interface)?;
     let old = match &found {
         Found::Tcx(_) | Found::Clsact => Some(Maps::open(&name, &pins)?.in_force().plan),
         Found::Nothing | Found::Leftovers { .. } => None,
     };
     let before = match &old {
-        Some(old) if old.queue != QUEUE_KEEP => before_load(old),
+        Some(old) if matches!(qdisc::owner(interface.index)?, Owner::Ours(_)) => before_load(old),
         _ if chosen.queue == Queue::Keep => Before::Default,
         _ => qdisc::before(interface.index)?,
     };
@@ -344,27 +373,6 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
         .get_mut(..bytes.len())
         .ok_or_else(|| Error::LargeQueue(name.clone()))?
         .copy_from_slice(&bytes);
-    let hook = match (request.hook, &found) {
-        (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
-        // A replacement stays where it is, unless told otherwise.
-        (Hook::Auto, Found::Clsact) => Hook::Clsact,
-        (Hook::Auto, _) if has_tcx => Hook::Tcx,
-        (Hook::Auto, _) => Hook::Clsact,
-        (hook, _) => hook,
-    };
-    let moving = matches!((&found, hook), (Found::Tcx(_), Hook::Clsact) | (Found::Clsact, Hook::Tcx));
-    if moving {
-        return Err(Error::Attach {
-            detail: format!(
-                "it is attached at the other hook; run `qjump unload --interface {name}` first, then load with --hook"
-            ),
-            interface: name,
-        });
-    }
-
-    if matches!(found, Found::Leftovers { .. }) {
-        pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
-    }
     if matches!(found, Found::Nothing | Found::Leftovers { .. }) {
         let pins = pins.clone();
         undo.push(move || {
@@ -511,19 +519,24 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
         Found::Tcx(_) | Found::Clsact => {
             let old = maps.in_force();
             config.plan.created_clsact = old.plan.created_clsact;
-            // Before the program counts on it.
-            let (was, cap) = (before_load(&old.plan), old.plan.gso_before);
+            let gso_now = qdisc::gso_max_segs(index)?;
+            let was = before_load(&config.plan);
             undo.push(move || {
-                if config.plan.gso_before > 0 && cap == 0 {
-                    drop(qdisc::set_gso_max_segs(index, config.plan.gso_before));
-                }
+                drop(qdisc::set_gso_max_segs(index, gso_now));
                 if old.plan.queue != QUEUE_KEEP {
                     drop(qdisc::apply(index, &enforce::setup(&old), &was));
-                } else if config.plan.queue != QUEUE_KEEP {
-                    drop(qdisc::restore(index, &before_load(&config.plan)));
+                } else if matches!(qdisc::owner(index), Ok(Owner::Ours(_))) {
+                    drop(qdisc::restore(index, &was));
                 }
             });
-            set_queue_up(index, &config, gso_cap, &before)?;
+            // Noted before anything is touched: who finds the rest of a load that was killed can put things back.
+            let noted = PlanRecord {
+                gso_before: config.plan.gso_before.max(old.plan.gso_before),
+                queue_before: config.plan.queue_before,
+                queue_before_len: config.plan.queue_before_len,
+                ..old.plan
+            };
+            maps.note(&noted).map_err(Error::io(&name, "noting what was there"))?;
             // First the program, then the configuration: both programs read the same configuration, and
             // the change of configuration is the step that can be taken back.
             match found {
@@ -536,17 +549,32 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
                 }
                 _ => attach_clsact(&mut object, &interface, true)?,
             }
-            maps.put_in_force(&config).map_err(Error::io(&name, "changing its configuration"))?;
-            undo.push(move || drop(maps.put_in_force(&old)));
-            // After the program counts on it no more.
-            let mut gone = old.plan;
-            if config.plan.queue != QUEUE_KEEP {
-                gone.queue = QUEUE_KEEP;
+            let changing = Error::io(&name, "changing its configuration");
+            let form = |plan: &PlanRecord| (plan.queue, plan.host_rate_bps > 0);
+            if form(&old.plan) != form(&config.plan) {
+                // While there is another queue, or none, what is over a limit must not be let go.
+                let mut unpaced = enforce::unpaced(&config);
+                unpaced.plan.gso_before = noted.gso_before;
+                maps.put_in_force(&unpaced).map_err(Error::io(&name, "changing its configuration"))?;
             }
+            set_queue_up(index, &config, gso_cap, &before)?;
+            let mut settled = config;
+            settled.plan.gso_before = noted.gso_before;
+            maps.put_in_force(&settled).map_err(changing)?;
+            undo.push(move || drop(maps.put_in_force(&old)));
+            // What is no longer needed goes when the program counts on it no more.
+            let mut gone = noted;
             if config.plan.gso_before > 0 {
                 gone.gso_before = 0;
             }
-            put_queue_back(index, &gone)?;
+            match chosen.queue {
+                Queue::Keep => put_queue_back(index, &gone)?,
+                _ if gone.gso_before > 0 => qdisc::set_gso_max_segs(index, gone.gso_before)?,
+                _ => {}
+            }
+            let mut done = Maps::open(&name, &pins)?;
+            let record = PlanRecord { gso_before: config.plan.gso_before, ..done.in_force().plan };
+            done.note(&record).map_err(Error::io(&name, "noting what was there"))?;
         }
     }
     Ok(loaded)

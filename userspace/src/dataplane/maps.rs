@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, Map, MapData, PerCpuArray},
 };
 use qjump_ebpf::{
-    Config, Counters, LEVELS, Level, State,
+    Config, Counters, LEVELS, Level, PlanRecord, State,
     layout::{Count, LevelCounters, VERSION},
     limiter::{LevelState, backlog_ns, carry_over},
     names,
@@ -123,6 +123,14 @@ impl Maps {
         self.config.set(0, stamped(config, 1), 0).map_err(io::Error::other)?;
         self.state.activate(0);
         Ok(())
+    }
+
+    /// Notes in the configuration in force what is about to be done to the host, for whoever has to undo it.
+    /// The limits stay what they are.
+    pub fn note(&mut self, plan: &PlanRecord) -> io::Result<()> {
+        let active = self.state.active();
+        let noted = Config { plan: *plan, ..self.slot(active) };
+        self.config.set(active as u32, noted, 0).map_err(io::Error::other)
     }
 
     /// Puts `config` in force for all levels at one instant, under traffic. Only the holder of the

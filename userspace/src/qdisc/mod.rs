@@ -392,7 +392,13 @@ fn delete(ifindex: u32) -> Result<(), Error> {
 
 fn build(ifindex: u32, tree: &Tree, mode: u16) -> Result<(), Error> {
     set(ifindex, &tree.root, mode)?;
-    tree.classes.iter().try_for_each(|class| set_class(ifindex, class))?;
+    // A new class begins with a full bucket, and the limiter may have used the level's up: so first an empty one. A
+    // change keeps what is in it (`htb_change_class`).
+    for class in &tree.classes {
+        let empty = HtbClass { buffer: 0, cbuffer: 0, ..class.options };
+        set_class(ifindex, &Class { options: empty, ..*class })?;
+        set_class(ifindex, class)?;
+    }
     tree.leaves.iter().try_for_each(|leaf| set(ifindex, leaf, kernel::REPLACE))
 }
 

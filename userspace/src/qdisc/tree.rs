@@ -36,7 +36,7 @@ pub const LINK_BURST_NS: u64 = 100_000;
 
 /// Packets in the queue of a limited level, and in an fq. Not meant to be reached: what the sockets may have in
 /// flight bounds the queue, and packets that wait too long for the limiter are its own to drop.
-const DEEP_QUEUE: u32 = 100_000;
+const DEEP_QUEUE: u32 = 1_000_000;
 
 /// Packets in the queue of a level without a limit: the kernel's default for a device (`DEFAULT_TX_QUEUE_LEN`).
 const DEFAULT_QUEUE: u32 = 1_000;
