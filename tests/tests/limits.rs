@@ -209,3 +209,26 @@ fn a_level_that_demotes_drops_nothing_and_never_sends_more() -> Result<()> {
     link.unload()?;
     Ok(())
 }
+
+/// Stepping down is no way to a level that is for others.
+#[test]
+fn demotion_does_not_lead_to_a_level_that_was_not_granted() -> Result<()> {
+    let link = Link::new()?;
+    let mut witness = Witness::new(&link.far, &link.far_device)?;
+    let mut arguments = vec!["load", "--interface", &link.device, "--queue", "keep"];
+    arguments.extend(PACKETS);
+    *arguments.iter_mut().find(|argument| **argument == "7:1").expect("its level") = "7:1,over=demote";
+    arguments.extend(["--level", "5:unlimited,claims=grant-only", "--level", "2:unlimited"]);
+    succeeded(&link.qjump(&arguments)?)?;
+    let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 7)?;
+    for _ in 0..20 {
+        while socket.send(&[0; 64]).is_err() {}
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let levels: Vec<u32> = witness.collect().iter().map(|arrival| arrival.tos >> 5).collect();
+    assert_eq!(levels.len(), 20);
+    assert_eq!(levels[0], 7);
+    assert!(levels[1..].iter().all(|&level| level == 2), "{levels:?}");
+    link.unload()?;
+    Ok(())
+}

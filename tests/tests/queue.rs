@@ -135,3 +135,28 @@ fn queues_that_cannot_be_are_refused_with_the_remedy() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a load finds of an earlier one that is no longer in force is put back first, so that what was there
+/// before that one comes back in the end.
+#[test]
+fn what_an_interrupted_load_left_is_put_back() -> Result<()> {
+    let link = Link::new()?;
+    let device = &link.device;
+    link.near.ip(&format!("link set {device} gso_max_segs 40"))?;
+    link.near.batch("tc", &format!("qdisc replace dev {device} root handle 7: pfifo limit 37\n"))?;
+    let before = host_state(&link)?;
+    succeeded(&load(&link, &["--queue", "htb"])?)?;
+    // As if it had been killed before it attached.
+    std::fs::remove_file(link.pins().link())?;
+    assert!(host_state(&link)?.contains("htb 716a:"));
+    let said = succeeded(&load(&link, &["--queue", "htb"])?)?;
+    assert!(said.contains("removing what an earlier load had left"), "{said}");
+    link.unload()?;
+    assert_eq!(host_state(&link)?, before);
+    // And where unload is what comes next.
+    succeeded(&load(&link, &["--queue", "htb"])?)?;
+    std::fs::remove_file(link.pins().link())?;
+    link.unload()?;
+    assert_eq!(host_state(&link)?, before);
+    Ok(())
+}
