@@ -5,7 +5,7 @@
 //! holds the socket and wherever he moves. A socket from before the grant is *adopted*: its record names the
 //! cgroup whose grant counts for it.
 
-use crate::Level;
+use crate::{Level, pacing::Pacing};
 
 /// Deepest cgroup that can have a grant, counted from the root. The programs look at every ancestor of a
 /// socket's cgroup down to this depth, so nothing below can hide a nearer grant from them.
@@ -96,6 +96,8 @@ pub struct SocketRecord {
     pub asked: MaybeLevel,
     /// `SO_SNDBUF` that the socket is still to get, bytes; 0 if it has it.
     pub send_buffer: u32,
+    /// Its share of its level's rate.
+    pub pacing: Pacing,
 }
 
 impl SocketRecord {
@@ -124,7 +126,7 @@ impl SocketRecord {
 }
 
 const _: () = assert!(size_of::<Grant>() == 24);
-const _: () = assert!(size_of::<SocketRecord>() == 24);
+const _: () = assert!(size_of::<SocketRecord>() == 40);
 
 // SAFETY: `repr(C)`, `Copy`, integers without padding, and every bit pattern is a value.
 #[cfg(feature = "user")]

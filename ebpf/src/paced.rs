@@ -1,0 +1,83 @@
+//! The two ends of [`qjump_ebpf::pacing`]: the limiter's, which counts flows and divides the rate, and that of TCP.
+//!
+//! Between them is the socket's record, so a share is always that of the interface and the level that the socket's packets
+//! really leave at, in whatever network namespace, and a change of plan reaches it with the next packet. Only
+//! sockets of tagged cgroups have one.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_SOCK_OPS_RTT_CB_FLAG, SO_MAX_PACING_RATE},
+    helpers::bpf_ktime_get_ns,
+    programs::SockOpsContext,
+};
+use qjump_ebpf::{
+    Level, LevelState,
+    grant::SocketRecord,
+    pacing::{self, ActiveFlows, share, window},
+};
+
+use crate::{
+    authority::set_option,
+    grants,
+    packet::Packet,
+    shared::{self, Slot},
+};
+
+/// How often to try to count a flow while other CPUs count theirs. The next packet tries again.
+const ATTEMPTS: u32 = 4;
+
+/// Gives the socket of a packet with a payload its share of `level`'s rate in the configuration `slot`.
+#[inline(always)]
+pub fn give_share(packet: &Packet<'_>, slot: Slot, level: Level, now_ns: u64) {
+    qj_share(packet.skb(), slot.number(), level.number().into(), now_ns);
+}
+
+/// [`give_share`] as a function of its own for the verifier's sake, as `shared::qj_admit` is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn qj_share(skb: *mut __sk_buff, slot: u64, level: u64, now_ns: u64) -> u64 {
+    let (Some(slot), Some(level)) = (Slot::numbered(slot), Level::new(level as u8)) else {
+        return 0;
+    };
+    let (Some(record), Some(word)) = (grants::record(grants::socket_of(skb)), shared::flows_word(level)) else {
+        return 0;
+    };
+    let window = window(now_ns);
+    let mut flows = ActiveFlows(word.load());
+    if !record.pacing.is_counted(window) {
+        let mut counted = false;
+        for _ in 0..ATTEMPTS {
+            let more = flows.with_one_more(window);
+            let seen = ActiveFlows(word.compare_exchange(flows.0, more.0));
+            counted = seen == flows;
+            if counted {
+                flows = more;
+                break;
+            }
+            flows = seen;
+        }
+        if !counted {
+            return 0;
+        }
+    }
+    let count = flows.count(window);
+    if !record.pacing.is_for(window, count) {
+        record.pacing.remember(window, count, share(slot.limit(level), count));
+    }
+    1
+}
+
+/// Has TCP call back with each round-trip time that it measures: packets of the flow have arrived, and others may go.
+#[inline(always)]
+pub fn follow(ctx: &SockOpsContext) {
+    // Kernels before 5.3 do not know the flag; there, nothing is paced.
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
+}
+
+/// Has TCP keep to the socket's share.
+#[inline(always)]
+pub fn pace(ctx: &SockOpsContext, record: &mut SocketRecord) {
+    // SAFETY: the helper has no preconditions.
+    if let Some(rate) = record.pacing.change(pacing::window(unsafe { bpf_ktime_get_ns() })) {
+        set_option(ctx.ops.cast(), SO_MAX_PACING_RATE, rate);
+    }
+}
