@@ -27,7 +27,6 @@ use qjump_ebpf::{
     frame::{VLAN_TAG, wire_bytes},
     grant,
     layout::class_id,
-    pacing::LARGEST_EMPTY,
 };
 use shared::{Slot, ask};
 
@@ -117,10 +116,8 @@ fn judge(
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let limit = slot.limit(counted);
-    // Also of a packet that is then lost: its flow needs the share most. What is over a demoting level is welcome below it.
-    if !limit.demotes() && l2_bytes > LARGEST_EMPTY {
-        paced::give_share(packet, slot, counted, now_ns);
-    }
+    // Also of a packet that is then lost: its flow needs the share most.
+    paced::give_share(packet, slot, counted, now_ns);
     let mut verdict = Verdict { level: counted, reason, now_ns, wait_ns: 0 };
     let from = if limit.demotes() { demoted::level(packet, counted, now_ns) } else { counted };
     if from == counted {

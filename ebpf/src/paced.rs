@@ -12,7 +12,7 @@ use aya_ebpf::{
 use qjump_ebpf::{
     Level, LevelState,
     grant::SocketRecord,
-    pacing::{self, ActiveFlows, share, window},
+    pacing::{self, ActiveFlows, LARGEST_EMPTY, share, window},
 };
 
 use crate::{
@@ -31,13 +31,19 @@ pub fn give_share(packet: &Packet<'_>, slot: Slot, level: Level, now_ns: u64) {
     qj_share(packet.skb(), slot.number(), level.number().into(), now_ns);
 }
 
-/// [`give_share`] as a function of its own for the verifier's sake, as `shared::qj_admit` is.
+/// [`give_share`] as a function of its own for the verifier's sake, as `shared::qj_admit` is. It has the conditions, too: each
+/// branch in the caller would double what the verifier has to follow from there.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn qj_share(skb: *mut __sk_buff, slot: u64, level: u64, now_ns: u64) -> u64 {
     let (Some(slot), Some(level)) = (Slot::numbered(slot), Level::new(level as u8)) else {
         return 0;
     };
+    // What is over a demoting level is welcome below it.
+    // SAFETY: the context is valid.
+    if unsafe { (*skb).len } <= LARGEST_EMPTY || slot.limit(level).demotes() {
+        return 0;
+    }
     let (Some(record), Some(word)) = (grants::record(grants::socket_of(skb)), shared::flows_word(level)) else {
         return 0;
     };
