@@ -67,6 +67,11 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
         let wire_bytes = wire_bytes(l2_bytes + tag_bytes, segments);
         if let Some(verdict) = judge(&packet, &header, slot, asked, (l2_bytes, segments, wire_bytes)) {
             shared::count(&verdict, segments, wire_bytes);
+            // Also of a packet that is lost: its flow needs the share most. Here, at the end, the verifier has little to
+            // follow from it.
+            if verdict.now_ns != 0 {
+                paced::give_share(&packet, verdict.level, verdict.now_ns);
+            }
             return if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
         }
     }
@@ -116,8 +121,6 @@ fn judge(
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let limit = slot.limit(counted);
-    // Also of a packet that is then lost: its flow needs the share most.
-    paced::give_share(packet, slot, counted, now_ns);
     let mut verdict = Verdict { level: counted, reason, now_ns, wait_ns: 0 };
     let from = if limit.demotes() { demoted::level(packet, counted, now_ns) } else { counted };
     if from == counted {

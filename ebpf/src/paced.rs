@@ -25,18 +25,18 @@ use crate::{
 /// How often to try to count a flow while other CPUs count theirs. The next packet tries again.
 const ATTEMPTS: u32 = 4;
 
-/// Gives the socket of a packet with a payload its share of `level`'s rate in the configuration `slot`.
+/// Gives the socket of a packet with a payload its share of `level`'s rate in the configuration in force.
 #[inline(always)]
-pub fn give_share(packet: &Packet<'_>, slot: Slot, level: Level, now_ns: u64) {
-    qj_share(packet.skb(), slot.number(), level.number().into(), now_ns);
+pub fn give_share(packet: &Packet<'_>, level: Level, now_ns: u64) {
+    qj_share(packet.skb(), level.number().into(), now_ns);
 }
 
 /// [`give_share`] as a function of its own for the verifier's sake, as `shared::qj_admit` is. It has the conditions, too: each
 /// branch in the caller would double what the verifier has to follow from there.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn qj_share(skb: *mut __sk_buff, slot: u64, level: u64, now_ns: u64) -> u64 {
-    let (Some(slot), Some(level)) = (Slot::numbered(slot), Level::new(level as u8)) else {
+extern "C" fn qj_share(skb: *mut __sk_buff, level: u64, now_ns: u64) -> u64 {
+    let (Some(slot), Some(level)) = (Slot::in_force(), Level::new(level as u8)) else {
         return 0;
     };
     // What is over a demoting level is welcome below it.
