@@ -8,8 +8,8 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, SO_PRIORITY, SO_SNDBUF, SOL_SOCKET,
-        bpf_sock_addr, bpf_sockopt,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, SO_PRIORITY,
+        SO_SNDBUF, SOL_SOCKET, bpf_sock_addr, bpf_sockopt,
     },
     helpers::bpf_setsockopt,
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, sock_ops},
@@ -20,7 +20,7 @@ use qjump_ebpf::{
     grant::{MaybeLevel, SocketRecord, decide},
 };
 
-use crate::grants;
+use crate::{grants, paced};
 
 /// What every program here answers: nothing is refused.
 const ALLOW: i32 = 1;
@@ -43,7 +43,8 @@ pub fn qj_sock_create(ctx: SockContext) -> i32 {
 
 /// An accepted TCP connection begins with priority 0 (`sk_clone_lock`, net/core/sock.c), whatever its listener has.
 ///
-/// A connection that is opened gets its level again, too: `IP_TOS` on the socket has changed it.
+/// A connection that is opened gets its level again, too: `IP_TOS` on the socket has changed it. From then on, TCP is told
+/// what it may send whenever packets have arrived.
 #[sock_ops]
 pub fn qj_sockops(ctx: SockOpsContext) -> u32 {
     let op = ctx.op();
@@ -65,6 +66,12 @@ pub fn qj_sockops(ctx: SockOpsContext) -> u32 {
                 set_priority(ctx.ops.cast(), record);
                 limit_send_buffer(ctx.ops.cast(), record);
             }
+            paced::follow(&ctx);
+        }
+    } else if op == BPF_SOCK_OPS_RTT_CB {
+        // SAFETY: the context is valid.
+        if let Some(record) = grants::record(unsafe { (*ctx.ops).__bindgen_anon_2.sk }) {
+            paced::pace(&ctx, record);
         }
     }
     ALLOW as u32
@@ -179,7 +186,7 @@ fn set_priority(socket: *mut c_void, record: &SocketRecord) {
 
 /// `setsockopt` at level `SOL_SOCKET`, on a socket or a context that stands for one.
 #[inline(always)]
-fn set_option(socket: *mut c_void, name: u32, value: u32) {
+pub fn set_option(socket: *mut c_void, name: u32, value: u32) {
     let mut value = value;
     // SAFETY: the verifier checks the socket; the value is four bytes.
     unsafe { bpf_setsockopt(socket, SOL_SOCKET as i32, name as i32, ptr::from_mut(&mut value).cast(), 4) };

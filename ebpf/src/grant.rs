@@ -5,7 +5,7 @@
 //! holds the socket and wherever he moves. A socket from before the grant is *adopted*: its record names the
 //! cgroup whose grant counts for it.
 
-use crate::Level;
+use crate::{Level, pacing::Pacing};
 
 /// Deepest cgroup that can have a grant, counted from the root. The programs look at every ancestor of a
 /// socket's cgroup down to this depth, so nothing below can hide a nearer grant from them.
@@ -113,12 +113,14 @@ pub struct SocketRecord {
     pub asked: MaybeLevel,
     /// `SO_SNDBUF` that the socket is still to get, bytes; 0 if it has it.
     pub send_buffer: u32,
+    /// Its share of its level's rate.
+    pub pacing: Pacing,
 }
 
 impl SocketRecord {
     /// The record of a socket that the grant with the key `by` counts for from now on.
-    pub const fn adopted(by: u64, asked: MaybeLevel) -> Self {
-        Self { adopted_by: by, found: 0, asked, send_buffer: 0 }
+    pub fn adopted(by: u64, asked: MaybeLevel) -> Self {
+        Self { adopted_by: by, found: 0, asked, send_buffer: 0, pacing: Pacing::default() }
     }
 
     /// Whether what was found is still true in this generation of the grants, 1 or more.
@@ -141,7 +143,7 @@ impl SocketRecord {
 }
 
 const _: () = assert!(size_of::<Grant>() == 24);
-const _: () = assert!(size_of::<SocketRecord>() == 24);
+const _: () = assert!(size_of::<SocketRecord>() == 40);
 
 // SAFETY: `repr(C)`, `Copy`, integers without padding, and every bit pattern is a value.
 #[cfg(feature = "user")]

@@ -127,13 +127,15 @@ pub struct State {
     pub words: [Word; LEVELS],
 }
 
-/// One limiter word, alone on its cache line.
+/// One limiter word and the level's active flows, alone on their cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Word {
     /// See [`crate::limiter`].
     pub value: u64,
-    reserved: [u64; 7],
+    /// See [`crate::pacing::ActiveFlows`]. No loader touches it.
+    pub flows: u64,
+    reserved: [u64; 6],
 }
 
 /// The only entry, on each CPU, of the map [`crate::names::COUNTERS`]. Written by the program on its

@@ -13,6 +13,7 @@ pub mod grant;
 pub mod layout;
 pub mod level;
 pub mod limiter;
+pub mod pacing;
 pub mod reason;
 
 pub use layout::{Config, Counters, LevelRecord, PlanRecord, State};

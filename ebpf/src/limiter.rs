@@ -384,6 +384,15 @@ impl LevelLimit {
         }
     }
 
+    /// Rate of the largest packets, wire bytes per second, rounded down; 0 for a level without a limit.
+    #[inline(always)]
+    pub const fn wire_rate(&self) -> u64 {
+        match (self.unit_bytes * 1_000_000_000).checked_div(self.unit_ns) {
+            Some(rate) => rate,
+            None => 0,
+        }
+    }
+
     /// [`Charge::Byte`]: fewest L2 bytes of a GSO packet's segments but the last.
     pub const fn least_segment(&self) -> u32 {
         self.least_segment

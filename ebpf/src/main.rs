@@ -12,6 +12,7 @@ mod authority;
 mod demoted;
 mod grants;
 mod limit;
+mod paced;
 mod packet;
 mod shared;
 
@@ -67,6 +68,10 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
         verdict.reason = Reason::MarkFailed;
     }
     shared::count(&verdict, segments, size.wire_bytes);
+    // Also of a packet that is lost: its flow needs the share most.
+    if verdict.now_ns != 0 {
+        paced::give_share(&packet, &verdict);
+    }
     if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 

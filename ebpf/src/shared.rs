@@ -3,6 +3,7 @@
 use core::{
     hint::black_box,
     intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg},
+    mem::offset_of,
     ptr::{addr_of, read_volatile},
 };
 
@@ -12,7 +13,7 @@ use aya_ebpf::{
 };
 use qjump_ebpf::{
     Config, Counters, LEVELS, Level, LevelLimit, LevelState, REASONS, State,
-    layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT},
+    layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT, Word},
 };
 
 use crate::Verdict;
@@ -97,7 +98,7 @@ fn index(level: Level) -> usize {
     black_box(level.index()) & (LEVELS - 1)
 }
 
-/// A level's limiter word in map memory.
+/// A word of a level in map memory.
 pub struct WordRef {
     word: *mut u64,
     active: *const u64,
@@ -109,9 +110,17 @@ pub fn limiter_word(level: Level) -> Option<WordRef> {
     let state = STATE.get_ptr_mut(0)?;
     // SAFETY: map values live as long as the program; the index is below the number of words.
     unsafe {
-        let words = addr_of!((*state).words).cast::<qjump_ebpf::layout::Word>();
+        let words = addr_of!((*state).words).cast::<Word>();
         Some(WordRef { word: words.add(index(level)).cast_mut().cast(), active: addr_of!((*state).active) })
     }
+}
+
+/// The word that counts the active flows of `level`.
+#[inline(always)]
+pub fn flows_word(level: Level) -> Option<WordRef> {
+    let WordRef { word, active } = limiter_word(level)?;
+    // SAFETY: a `Word` begins with the limiter's, and goes on with this one.
+    Some(WordRef { word: unsafe { word.byte_add(offset_of!(Word, flows)) }, active })
 }
 
 impl LevelState for WordRef {

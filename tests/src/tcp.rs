@@ -42,6 +42,11 @@ const WARM_UP: Duration = Duration::from_secs(6);
 impl Flows<'_> {
     /// Sends as much as TCP will for `time`, after a warm-up.
     pub fn run(&self, time: Duration) -> Result<Vec<Flow>> {
+        self.run_after(WARM_UP, time)
+    }
+
+    /// Sends as much as TCP will for `time`, after this warm-up.
+    pub fn run_after(&self, warm_up: Duration, time: Duration) -> Result<Vec<Flow>> {
         let listener = self.to.enter(|| Ok(TcpListener::bind((self.address, 0))?))?;
         let to = listener.local_addr()?;
         let sockets: Vec<TcpStream> = self.from.enter(|| {
@@ -56,7 +61,7 @@ impl Flows<'_> {
                 .collect()
         })?;
         let stop = &AtomicBool::new(false);
-        let start = Instant::now() + WARM_UP;
+        let start = Instant::now() + warm_up;
         let flows = std::thread::scope(|scope| -> Result<Vec<Flow>> {
             let receivers = (0..self.count)
                 .map(|_| {
