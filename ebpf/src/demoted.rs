@@ -81,7 +81,7 @@ extern "C" fn qj_step_down(skb: *mut __sk_buff, asked: u64, bytes: u64, segments
     };
     let from = remembered(of_socket(skb, 0), asked, now_ns);
     if from == asked {
-        let own = limit::ask(asked, size, now_ns);
+        let own = limit::ask_anew(asked, size, now_ns);
         if own.reason != Reason::OverLimit {
             return own.packed();
         }
@@ -97,7 +97,7 @@ extern "C" fn qj_step_down(skb: *mut __sk_buff, asked: u64, bytes: u64, segments
                     && level < asked
                     && (!is_grant_only(level, grant_only) || grants::covers(skb, level)) =>
             {
-                let answer = limit::ask(level, size, now_ns);
+                let answer = limit::ask_at_once(level, size, now_ns);
                 if answer.reason == Reason::Passed {
                     lower = Answer { reason: Reason::OverDemoted, ..answer };
                     break;

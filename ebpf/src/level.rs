@@ -20,6 +20,12 @@ impl Level {
         if number < LEVELS as u8 { Some(Self(number)) } else { None }
     }
 
+    /// The level in the lowest three bits of a number.
+    #[inline(always)]
+    pub const fn masked(number: u8) -> Self {
+        Self(number & (LEVELS as u8 - 1))
+    }
+
     /// The level that `skb->priority` names, or `None` for values that are not a level (a class id
     /// of some qdisc, for example).
     #[inline(always)]

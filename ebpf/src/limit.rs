@@ -1,4 +1,4 @@
-//! Asking the limiter, in functions of their own: the verifier checks a global function once
+//! Asking the limiter. Where that is rare, in a function of its own: the verifier checks a global function once
 //! (`do_check_subprogs`, kernel/bpf/verifier.c). Inlined, it would follow the limiter's loops from every state in
 //! which the program may come there, and give up. Hence integers in and one out.
 
@@ -58,28 +58,49 @@ impl Answer {
     #[inline(always)]
     pub fn unpacked(answer: u64) -> Self {
         let reason = Reason::from_number(answer as u8);
-        let leaves = Level::new((answer >> 8) as u8).unwrap_or(Level::BEST_EFFORT);
-        Self { reason, leaves, wait_ns: answer >> 16 }
+        Self { reason, leaves: Level::masked((answer >> 8) as u8), wait_ns: answer >> 16 }
     }
 }
 
-/// Asks for a packet of this size at this level.
+/// Asks for a packet of this price in the configuration `slot`, at a level that does not demote.
 #[inline(always)]
-pub fn ask(level: Level, size: Size, now_ns: u64) -> Answer {
+pub fn ask(slot: Slot, level: Level, size: Size, cost_ns: u64, now_ns: u64) -> Answer {
+    let limit = slot.limit(level);
+    let answer = limiter_word(level)
+        .and_then(|word| answer(admit(&word, slot.number(), limit, cost_ns, now_ns), level, limit.horizon_ns()));
+    match answer {
+        Some(answer) => answer,
+        // It met a change of configuration on its way.
+        None => ask_anew(level, size, now_ns),
+    }
+}
+
+/// Asks for a packet of this size in the configuration in force.
+#[inline(always)]
+pub fn ask_anew(level: Level, size: Size, now_ns: u64) -> Answer {
     Answer::unpacked(qj_ask(level.number().into(), size.packed(), size.segments.into(), now_ns))
 }
+
+/// The same for a packet that goes to another level rather than wait at this one.
+#[inline(always)]
+pub fn ask_at_once(level: Level, size: Size, now_ns: u64) -> Answer {
+    let level = u64::from(level.number()) | AT_ONCE;
+    Answer::unpacked(qj_ask(level, size.packed(), size.segments.into(), now_ns))
+}
+
+/// Beside the level: no waiting.
+const AT_ONCE: u64 = 1 << 8;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn qj_ask(level: u64, bytes: u64, segments: u64, now_ns: u64) -> u64 {
     let size = Size::unpacked(bytes, segments);
-    let Some(level) = Level::new(level as u8) else {
-        return Answer::at_once(Reason::UnknownPriority, Level::BEST_EFFORT).packed();
-    };
+    let at_once = level & AT_ONCE != 0;
+    let level = Level::masked(level as u8);
     // The second turn is for a packet that met a change of configuration on its way. There is never a third: the
     // loader waits for such packets before it changes anything again.
     for _ in 0..2 {
-        if let Some(answer) = ask_once(level, size, now_ns) {
+        if let Some(answer) = ask_once(level, size, now_ns, at_once) {
             return answer.packed();
         }
     }
@@ -88,7 +109,7 @@ extern "C" fn qj_ask(level: u64, bytes: u64, segments: u64, now_ns: u64) -> u64 
 
 /// `None` if the configuration has changed meanwhile.
 #[inline(always)]
-fn ask_once(level: Level, size: Size, now_ns: u64) -> Option<Answer> {
+fn ask_once(level: Level, size: Size, now_ns: u64, at_once: bool) -> Option<Answer> {
     let slot = Slot::in_force()?;
     let limit = slot.limit(level);
     match limit.charge() {
@@ -103,10 +124,21 @@ fn ask_once(level: Level, size: Size, now_ns: u64) -> Option<Answer> {
             Answer::at_once(Reason::OversizeDemoted, Level::BEST_EFFORT)
         });
     };
-    Some(match admit(&limiter_word(level)?, slot.number(), limit, cost_ns, now_ns) {
+    let word = limiter_word(level)?;
+    let admission = if at_once {
+        admit(&word, slot.number(), &limit.unpaced(), cost_ns, now_ns)
+    } else {
+        admit(&word, slot.number(), limit, cost_ns, now_ns)
+    };
+    answer(admission, level, limit.horizon_ns())
+}
+
+#[inline(always)]
+fn answer(admission: Admission, level: Level, horizon_ns: u64) -> Option<Answer> {
+    Some(match admission {
         Admission::Admitted => Answer::at_once(Reason::Passed, level),
         Admission::Wait(wait_ns) => Answer { reason: Reason::Passed, leaves: level, wait_ns },
-        Admission::Over if limit.horizon_ns() > 0 => Answer::at_once(Reason::BeyondHorizon, level),
+        Admission::Over if horizon_ns > 0 => Answer::at_once(Reason::BeyondHorizon, level),
         Admission::Over => Answer::at_once(Reason::OverLimit, level),
         Admission::Contended => Answer::at_once(Reason::Contended, level),
         Admission::Stale => return None,

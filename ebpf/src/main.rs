@@ -1,4 +1,4 @@
-//! The egress program: level -> limit -> mark -> count, for every packet of a managed interface.
+//! The egress program: level -> mark -> limit -> count, for every packet of a managed interface.
 //!
 //! It fails open: what it cannot read, it passes, untouched and counted. It always answers "next", so
 //! that other programs on the interface still run, except when it drops.
@@ -29,6 +29,7 @@ use qjump_ebpf::{
     frame::{VLAN_TAG, wire_bytes},
     grant,
     layout::class_id,
+    pacing::LARGEST_EMPTY,
 };
 use shared::Slot;
 
@@ -63,22 +64,41 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
     let adds_tag = slot.tags_priority() && !tagged && header.is_untagged_ip() && is_above_best_effort(asked);
     let tag_bytes = if adds_tag { segments * VLAN_TAG as u32 } else { 0 };
     let size = Size { l2_bytes, segments, wire_bytes: wire_bytes(l2_bytes + tag_bytes, segments) };
-    let (mut verdict, leaves) = judge(&packet, &header, slot, asked, size);
-    if !verdict.reason.is_drop() && send_at(&packet, &header, slot, leaves, &verdict).is_err() {
-        verdict.reason = Reason::MarkFailed;
+    let (mut verdict, leaves, cost_ns) = judge(&packet, &header, slot, asked, size);
+    if !verdict.reason.is_drop() {
+        if send_at(&packet, &header, slot, leaves).is_err() {
+            verdict.reason = Reason::MarkFailed;
+        } else if let Some(cost_ns) = cost_ns {
+            let answer = limit::ask(slot, leaves, size, cost_ns, verdict.now_ns);
+            (verdict.reason, verdict.wait_ns) = (answer.reason, answer.wait_ns);
+        }
+        if verdict.now_ns != 0 && (slot.has_departure_times() || packet.has_departure()) {
+            // Also without a wait, and whatever the queue: a time that the sender asked for (SO_TXTIME, TCP) is not
+            // the one that the limiter counted with, and an fq would let all packets of one time go together.
+            packet.set_departure(verdict.now_ns + verdict.wait_ns);
+        }
     }
     shared::count(&verdict, segments, size.wire_bytes);
     // Also of a packet that is lost: its flow needs the share most.
-    if verdict.now_ns != 0 {
+    if verdict.now_ns != 0 && l2_bytes > LARGEST_EMPTY {
         paced::give_share(&packet, &verdict);
     }
     if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
-/// What becomes of a packet, and the level that it leaves at if it does.
+/// What becomes of a packet, the level that it leaves at if it does, and what the limiter is still to be asked for.
+///
+/// That comes after the marking: the verifier would follow all of the marking from each turn of the limiter's loop. And it
+/// is not a function, as it is for levels that demote: calls and returns cost as much as the limiter.
 #[inline(always)]
-fn judge(packet: &Packet<'_>, header: &Header, slot: Slot, asked: Option<Level>, size: Size) -> (Verdict, Level) {
-    let best_effort = |reason| (Verdict::unclocked(Level::BEST_EFFORT, reason), Level::BEST_EFFORT);
+fn judge(
+    packet: &Packet<'_>,
+    header: &Header,
+    slot: Slot,
+    asked: Option<Level>,
+    size: Size,
+) -> (Verdict, Level, Option<u64>) {
+    let best_effort = |reason| (Verdict::unclocked(Level::BEST_EFFORT, reason), Level::BEST_EFFORT, None);
     match header.kind {
         Kind::NonIp => return best_effort(Reason::NonIp),
         Kind::Malformed => return best_effort(Reason::Malformed),
@@ -90,19 +110,26 @@ fn judge(packet: &Packet<'_>, header: &Header, slot: Slot, asked: Option<Level>,
         Some(asked) => asked,
     };
     if !may_claim(packet, slot, asked) {
-        return (Verdict::unclocked(asked, Reason::NotGranted), Level::BEST_EFFORT);
+        return (Verdict::unclocked(asked, Reason::NotGranted), Level::BEST_EFFORT, None);
     }
     let limit = slot.limit(asked);
     match limit.charge() {
-        Charge::NotConfigured => return (Verdict::unclocked(asked, Reason::NotConfigured), Level::BEST_EFFORT),
-        Charge::Unlimited => return (Verdict::unclocked(asked, Reason::Passed), asked),
+        Charge::NotConfigured => return (Verdict::unclocked(asked, Reason::NotConfigured), Level::BEST_EFFORT, None),
+        Charge::Unlimited => return (Verdict::unclocked(asked, Reason::Passed), asked, None),
         Charge::Packet | Charge::Byte => {}
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let answer =
-        if limit.demotes() { demoted::step_down(packet, asked, size, now_ns) } else { limit::ask(asked, size, now_ns) };
-    (Verdict { level: asked, reason: answer.reason, now_ns, wait_ns: answer.wait_ns }, answer.leaves)
+    if limit.demotes() {
+        let answer = demoted::step_down(packet, asked, size, now_ns);
+        let verdict = Verdict { level: asked, reason: answer.reason, now_ns, wait_ns: answer.wait_ns };
+        return (verdict, answer.leaves, None);
+    }
+    match size.cost_ns(limit) {
+        Some(cost_ns) => (Verdict { level: asked, reason: Reason::Passed, now_ns, wait_ns: 0 }, asked, Some(cost_ns)),
+        None if limit.drops_oversize() => (Verdict::unclocked(asked, Reason::OversizeDropped), asked, None),
+        None => (Verdict::unclocked(asked, Reason::OversizeDemoted), Level::BEST_EFFORT, None),
+    }
 }
 
 #[inline(always)]
@@ -110,18 +137,12 @@ fn is_above_best_effort(asked: Option<Level>) -> bool {
     matches!(asked, Some(level) if level != Level::BEST_EFFORT)
 }
 
-/// Makes the packet one of `level`: for switches by its mark, and for the queue behind the program by its priority
-/// and its time of departure.
+/// Makes the packet one of `level`: for switches by its mark, and for the queue behind the program by its priority.
 #[inline(always)]
-fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level, verdict: &Verdict) -> Result<(), ()> {
+fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level) -> Result<(), ()> {
     packet.mark(header, level, slot.tags_priority())?;
     if level != Level::BEST_EFFORT {
         packet.set_priority(if slot.has_classes() { class_id(level) } else { level.number().into() });
-        if verdict.now_ns != 0 && (slot.has_departure_times() || packet.has_departure()) {
-            // Also without a wait, and whatever the queue: a time that the sender asked for (SO_TXTIME, TCP) is not
-            // the one that the limiter counted with, and an fq would let all packets of one time go together.
-            packet.set_departure(verdict.now_ns + verdict.wait_ns);
-        }
     } else if slot.has_own_queue() || is_above_best_effort(Level::from_priority(packet.priority())) {
         // The queue must not serve it among those that it is not one of.
         packet.set_priority(0);

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use qjump_ebpf::{
     Level, LevelState,
     grant::SocketRecord,
-    pacing::{self, ActiveFlows, LARGEST_EMPTY, share, window},
+    pacing::{self, ActiveFlows, share, window},
 };
 
 use crate::{
@@ -32,17 +32,17 @@ pub fn give_share(packet: &Packet<'_>, verdict: &Verdict) {
     qj_share(packet.skb(), verdict.level.number().into(), verdict.now_ns, verdict.wait_ns);
 }
 
-/// [`give_share`] as a function of its own for the verifier's sake, as `limit::qj_ask` is. It has the conditions, too: each
+/// [`give_share`] as a function of its own for the verifier's sake, as `limit::qj_ask` is. It has most of the conditions, too: each
 /// branch in the caller would double what the verifier has to follow from there.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn qj_share(skb: *mut __sk_buff, level: u64, now_ns: u64, wait_ns: u64) -> u64 {
-    let (Some(slot), Some(level)) = (Slot::in_force(), Level::new(level as u8)) else {
+    let level = Level::masked(level as u8);
+    let Some(slot) = Slot::in_force() else {
         return 0;
     };
     // What is over a demoting level is welcome below it.
-    // SAFETY: the context is valid.
-    if unsafe { (*skb).len } <= LARGEST_EMPTY || slot.limit(level).demotes() {
+    if slot.limit(level).demotes() {
         return 0;
     }
     let (Some(record), Some(word)) = (grants::record(grants::socket_of(skb)), shared::flows_word(level)) else {

@@ -59,8 +59,11 @@ impl Reason {
     /// The reason with this number; those that do not exist are taken for the last.
     #[inline(always)]
     pub const fn from_number(number: u8) -> Self {
-        let last = REASONS - 1;
-        Self::ALL[if (number as usize) < last { number as usize } else { last }]
+        let last = REASONS as u32 - 1;
+        let number = if (number as u32) < last { number as u32 } else { last };
+        // SAFETY: `repr(u32)`, and the numbers up to `last` are those of the reasons (tested below). A table would be made
+        // anew on the eBPF stack for each packet.
+        unsafe { core::mem::transmute::<u32, Self>(number) }
     }
 
     /// The reason as an index into the counters.
@@ -111,6 +114,7 @@ mod tests {
     fn numbers_are_those_of_the_pinned_layout() {
         for (number, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), number, "{}", reason.name());
+            assert_eq!(Reason::from_number(number as u8), *reason);
         }
     }
 }

@@ -161,8 +161,7 @@ pub fn expected(frame: &[u8], skb: SkBuff, rules: &[Rule; 8], pcp: bool) -> Expe
         }
     };
     let mut out = frame.to_vec();
-    // What is dropped stays as it is.
-    if !matches!(reason, Reason::OversizeDropped | Reason::OverLimit) {
+    if reason != Reason::OversizeDropped {
         match kind {
             Kind::V4(at) => {
                 let before = out[at + 1];

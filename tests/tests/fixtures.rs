@@ -94,7 +94,7 @@ fn rows() -> Vec<Row> {
         row("one byte more is demoted", v4(0xe0, 215), p(7), NEXT, Some(0), 0, (7, Reason::OversizeDemoted, 1, 281)),
         row("one byte more is dropped", v4(0, 215), p(6), DROP, Some(0), 6, (6, Reason::OversizeDropped, 1, 281)),
         row("the budget of level 6", v4(0, 100), p(6), NEXT, Some(0xc0), 6, (6, Reason::Passed, 1, 166)),
-        row("and no more of it", v4(0, 100), p(6), DROP, Some(0), 6, (6, Reason::BeyondHorizon, 1, 166)),
+        row("and no more of it", v4(0, 100), p(6), DROP, Some(0xc0), 6, (6, Reason::BeyondHorizon, 1, 166)),
         row("the budget of level 1", v4(0, 100), p(1), NEXT, Some(0x20), 1, (1, Reason::Passed, 1, 166)),
         row("and then it steps down", v4(0x20, 100), p(1), NEXT, Some(0), 0, (1, Reason::OverDemoted, 1, 166)),
         row(
@@ -124,7 +124,7 @@ fn rows() -> Vec<Row> {
             5,
             (5, Reason::Passed, 2, 2_965),
         ),
-        row("level 5 has used its burst", v4(0, 1400), p(5), DROP, Some(0), 5, (5, Reason::OverLimit, 1, 1_466)),
+        row("level 5 has used its burst", v4(0, 1400), p(5), DROP, Some(0xa0), 5, (5, Reason::OverLimit, 1, 1_466)),
         row(
             "larger than the burst of level 5",
             v4(0, 1400),

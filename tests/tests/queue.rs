@@ -118,9 +118,10 @@ fn queues_that_cannot_be_are_refused_with_the_remedy() -> Result<()> {
     let before = host_state(&link)?;
     for (more, code, parts) in [
         (&["--queue", "fq"][..], 1, &["sch_fq", "--queue auto"][..]),
-        (&["--queue", "keep", "--level", "3:1mbit,over=pace"], 1, &["level 3", "paced", "--queue htb"]),
-        (&["--queue", "keep", "--host-rate", "50mbit"], 1, &["--host-rate", "keep"]),
-        (&["--queue", "fq", "--host-rate", "50mbit"], 1, &["--host-rate", "--queue htb"]),
+        (&["--queue", "keep", "--level", "3:1mbit,over=pace"], 64, &["level 3", "paced", "--queue htb"]),
+        (&["--host-rate", "10mbit"], 64, &["10mbit is less than what the levels may send together"]),
+        (&["--queue", "keep", "--host-rate", "50mbit"], 64, &["--host-rate", "keep"]),
+        (&["--queue", "fq", "--host-rate", "50mbit"], 64, &["--host-rate", "--queue htb"]),
         (&["--queue", "best"], 64, &["auto", "fq", "htb", "keep"]),
         (&["--host-rate", "fast"], 64, &["fast"]),
         (&["--level", "3:1mbit,over=wait"], 64, &["wait"]),

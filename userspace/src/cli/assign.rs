@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// Give cgroups, and the sockets that are there, the levels of the configuration's [[assign]] rules
+/// Give cgroups, and the sockets that are there in all network namespaces, the levels of the configuration's [[assign]] rules
 #[derive(Args)]
 pub struct AssignCommand {
     /// The configuration with the rules

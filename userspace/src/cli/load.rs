@@ -1,11 +1,13 @@
 //! `qjump load` and `qjump unload`.
 
 use clap::Args;
+use qjump_ebpf::Charge;
 
 use super::{Failure, plan::NetworkArgs, print};
 use crate::{
     config::QueueChoice,
     dataplane::{self, Error, Hook, Request},
+    plan::{LevelPlan, OverRule},
     qdisc::Queue,
     units::Rate,
 };
@@ -79,10 +81,25 @@ impl LoadCommand {
                 }
                 (queue, _) => print(format!("{}: over a limit, packets wait in {}", one.interface, queue.name()))?,
             }
+            let untolerant = |level: &&LevelPlan| {
+                level.charge == Charge::Packet
+                    && level.spec.tolerance.ns() == 0
+                    && level.spec.over.is_none_or(|over| over == OverRule::Pace)
+            };
+            if one.queue == Queue::Htb
+                && let Some(level) = plan.levels.iter().find(untolerant)
+            {
+                print(format!(
+                    "{}: level {}: timers are late, and what that costs a packet that waits in htb is lost; a tolerance buys it \
+                     back: --tolerance 200us",
+                    one.interface, level.spec.level
+                ))?;
+            }
             if let Some(cap) = one.gso_cap {
                 print(format!(
-                    "{}: GSO packets have at most {cap} segments now, so that bursts stay within the plan",
-                    one.interface
+                    "{}: GSO packets have at most {cap} segment{} now, so that the bursts of byte-charged levels stay within the plan",
+                    one.interface,
+                    if cap == 1 { "" } else { "s" }
                 ))?;
             }
         }

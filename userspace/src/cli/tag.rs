@@ -65,7 +65,7 @@ pub struct GrantArgs {
 #[derive(Args)]
 #[group(multiple = false)]
 struct Which {
-    /// A running process; it gets a cgroup of its own, below the one that it is in
+    /// A running process; with a tag, it has a cgroup of its own below the one that it was in
     #[arg(long)]
     pid: Option<u32>,
     /// A cgroup, by its path in /proc/PID/cgroup or in full

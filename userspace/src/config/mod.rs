@@ -336,9 +336,9 @@ impl FromStr for LevelArg {
                 "max-packet" => arg.max_packet = Some(size()?),
                 "burst" => arg.burst = Some(size()?),
                 "oversize" => arg.oversize = Some(OversizeRule::from_str(value, true)?),
-                "over" => arg.over = Some(OverRule::from_str(value, true)?),
+                "over" => arg.over = Some(word(key, value)?),
                 "tolerance" => arg.tolerance = Some(value.parse().map_err(|error| format!("{key}: {error}"))?),
-                "claims" => arg.claims = Claims::from_str(value, true)?,
+                "claims" => arg.claims = word(key, value)?,
                 _ => {
                     let keys = ["charge", "max-packet", "burst", "oversize", "over", "tolerance", "claims"];
                     return Err(format!("unknown key '{key}'{}, one of {}", meant(key, &keys), keys.join(", ")));
@@ -356,6 +356,15 @@ impl FromStr for LevelArg {
 pub fn parse_level(text: &str) -> Result<Level, String> {
     let level = text.parse::<u8>().ok().and_then(Level::new);
     level.ok_or_else(|| format!("there is no level '{text}'; levels are 0 to 7, 7 the strictest"))
+}
+
+/// One of the words that a key knows.
+fn word<T: clap::ValueEnum>(key: &str, value: &str) -> Result<T, String> {
+    T::from_str(value, true).map_err(|_| {
+        let known: Vec<_> = T::value_variants().iter().filter_map(T::to_possible_value).collect();
+        let known: Vec<&str> = known.iter().map(clap::builder::PossibleValue::get_name).collect();
+        format!("{key}: '{value}' is none of {}{}", known.join(", "), meant(value, &known))
+    })
 }
 
 /// `; did you mean 'x'?` if a known word is near.

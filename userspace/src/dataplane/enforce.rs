@@ -18,7 +18,7 @@ use crate::{
     config::QueueChoice,
     plan::{OverRule, Plan, PlanError},
     qdisc::{self, Owner, Queue, Setup, Shape},
-    units::Rate,
+    units::{Rate, show_rate},
 };
 
 /// How long a packet may wait for its departure, ns. The buffers of sockets push back before; beyond are more
@@ -48,6 +48,11 @@ pub fn choose(
     plan: &Plan,
     interface: &Interface,
 ) -> Result<Chosen, Error> {
+    let sum_bps: f64 = plan.levels.iter().filter_map(|level| level.rate_bps).sum();
+    if let Some(rate) = host_rate.filter(|rate| (rate.bps() as f64) < sum_bps) {
+        let why = format!("{rate} is less than what the levels may send together, {}", show_rate(sum_bps));
+        return Err(Error::HostRate { interface: interface.name.clone(), why });
+    }
     let use_queue = |queue| Ok(Chosen { queue, why_kept: None });
     let keep = |why: String| {
         if host_rate.is_some() {

@@ -135,6 +135,8 @@ impl Error {
                 | Self::Loopback(_)
                 | Self::NotEthernet(_)
                 | Self::PacketOverMtu { .. }
+                | Self::HostRate { .. }
+                | Self::NothingToPaceWith { .. }
                 | Self::Plan(_)
         )
     }

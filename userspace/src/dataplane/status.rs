@@ -12,7 +12,7 @@ use super::{
     load::{clsact_filter, not_loaded},
     maps::Maps,
     netlink,
-    pins::{Pins, check_name},
+    pins::{Lock, Pins, check_name},
     sys::{monotonic_ns, network_namespace, open_pin, tcx_link, tcx_programs},
 };
 
@@ -73,7 +73,7 @@ impl LevelStatus {
         self.sum(|reason| !reason.is_drop() && !reason.is_demotion())
     }
 
-    /// Packets that asked for this level and left at level 0.
+    /// Packets that asked for this level and left at a lower one.
     pub fn demoted(&self) -> Count {
         self.sum(Reason::is_demotion)
     }
@@ -90,6 +90,17 @@ impl LevelStatus {
 /// If qjump is not loaded on it, or its pins are not readable or not ours.
 pub fn status(interface: &str) -> Result<InterfaceStatus, Error> {
     check_name(interface)?;
+    match read(interface) {
+        // Perhaps a load or an unload is at work on it: once more when that has ended.
+        Err(Error::CorruptPin { .. } | Error::OtherVersion { .. }) => {
+            let _lock = Lock::take()?;
+            read(interface)
+        }
+        result => result,
+    }
+}
+
+fn read(interface: &str) -> Result<InterfaceStatus, Error> {
     let pins = Pins::of(interface);
     if !pins.find()? {
         return Err(not_loaded(interface));

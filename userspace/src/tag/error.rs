@@ -38,6 +38,8 @@ pub enum Error {
     ManyUnits { unit: String, paths: Vec<String> },
     #[error("{path} is {depth} cgroups deep; a grant can be at most {MAX_DEPTH} deep")]
     TooDeep { path: String, depth: u32 },
+    #[error("{0} is the cgroup of all processes of this host; name one below it")]
+    WholeHost(String),
     #[error("there are {MAX_GRANTS} grants, and no more are possible; remove some with `qjump untag`")]
     TooMany,
     #[error("cannot make cgroup {}: {source}{}", path.display(), hint(source))]

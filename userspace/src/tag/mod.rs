@@ -127,7 +127,13 @@ impl Session {
     pub fn tag(&mut self, selector: &Selector, request: &Request) -> Result<Changed, Error> {
         match selector {
             Selector::Process(pid) => self.tag_process(*pid, request),
-            Selector::Cgroup(path) => self.tag_cgroup(self.hierarchy.at(path)?, request, 0),
+            Selector::Cgroup(path) => {
+                let cgroup = self.hierarchy.at(path)?;
+                if cgroup.path == "/" {
+                    return Err(Error::WholeHost(cgroup.path));
+                }
+                self.tag_cgroup(cgroup, request, 0)
+            }
             Selector::Unit(unit) => self.tag_cgroup(self.hierarchy.unit(unit)?, request, 0),
         }
     }
