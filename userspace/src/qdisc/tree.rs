@@ -351,7 +351,7 @@ mod tests {
             assert_eq!(class.options.prio, 7 - number as u32);
             assert_eq!((class.options.rate, class.options.buffer), (class.options.ceil, class.options.cbuffer));
             let leaf = tree.leaves.iter().find(|leaf| leaf.parent == class_id(level)).expect("a leaf");
-            let limit = if matches!(number, 5 | 7) { 100_000 } else { 1_000 };
+            let limit = if matches!(number, 5 | 7) { 1_000_000 } else { 1_000 };
             assert_eq!(leaf.options, Options::Pfifo(Fifo { limit }));
         }
         let (seven, five, three) = (class_of(&tree, 7).options, class_of(&tree, 5).options, class_of(&tree, 3).options);
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn with_a_link_rate_all_borrow_from_the_link() {
-        let tree = wanted(&Setup { link_rate: Some(Rate::from_bps(100_000_000)), ..setup(Queue::Htb) });
+        let tree = wanted(&Setup { link_rate: Some(Rate::from_bps(1_000_000_000)), ..setup(Queue::Htb) });
         let link = tree.classes[0];
         assert_eq!((link.id, link.parent), (0x716a_0010, ABOVE_ROOT));
         assert_eq!(link.options.rate, RateSpec { bytes_per_s: lowered(12_500_000, 84), overhead: 24, mpu: 84 });
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(parents, (0x716a_0001..=0x716a_0008).collect::<Vec<_>>());
         for leaf in &tree.leaves {
             let Options::Fq(fq) = leaf.options else { panic!("{leaf} is no fq") };
-            assert_eq!((fq.limit, fq.flow_limit), (Some(100_000), Some(100_000)));
+            assert_eq!((fq.limit, fq.flow_limit), (Some(1_000_000), Some(1_000_000)));
             assert_eq!((fq.horizon_us, fq.horizon_drop), (Some(30_000_001), Some(true)));
         }
         // Not below the kernel's own.
