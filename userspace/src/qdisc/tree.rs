@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn with_a_link_rate_all_borrow_from_the_link() {
-        let tree = wanted(&Setup { link_rate: Some(Rate::from_bps(1_000_000_000)), ..setup(Queue::Htb) });
+        let tree = wanted(&Setup { link_rate: Some(Rate::from_bps(100_000_000)), ..setup(Queue::Htb) });
         let link = tree.classes[0];
         assert_eq!((link.id, link.parent), (0x716a_0010, ABOVE_ROOT));
         assert_eq!(link.options.rate, RateSpec { bytes_per_s: lowered(12_500_000, 84), overhead: 24, mpu: 84 });
