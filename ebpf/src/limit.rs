@@ -70,8 +70,12 @@ pub fn ask(slot: Slot, level: Level, size: Size, cost_ns: u64, now_ns: u64) -> A
         .and_then(|word| answer(admit(&word, slot.number(), limit, cost_ns, now_ns), level, limit.horizon_ns()));
     match answer {
         Some(answer) => answer,
-        // It met a change of configuration on its way.
-        None => ask_anew(level, size, now_ns),
+        // It met a change of configuration on its way. If it may not leave at this level any more, it has the mark of one
+        // that it may not carry, and is dropped.
+        None => match ask_anew(level, size, now_ns) {
+            answer if answer.leaves == level => answer,
+            _ => Answer::at_once(Reason::Contended, level),
+        },
     }
 }
 

@@ -25,7 +25,8 @@ pub enum Reason {
     /// Left at level 0: says it is IP, but its header is cut short or contradicts itself. Its DSCP is not
     /// touched.
     Malformed = 7,
-    /// Dropped: other CPUs changed the limiter's word more often than the program may retry.
+    /// Dropped: other CPUs changed the limiter's word more often than the program may retry, or the plan changed under
+    /// the packet and has no place for it at its level.
     Contended = 8,
     /// Dropped: the header could not be made writable, so the packet would have carried another mark.
     MarkFailed = 9,

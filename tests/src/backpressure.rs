@@ -31,8 +31,8 @@ pub const RATE: Rate = Rate::from_bps(50_000_000);
 /// Its burst, wire bytes.
 pub const BURST: u32 = 30_000;
 
-/// Level 5 with 50 of 100 Mbit/s.
-fn plan(over: Option<OverRule>) -> Result<Plan> {
+/// Level 5 with this rate, of 100 Mbit/s.
+pub fn plan(rate: Rate, over: Option<OverRule>) -> Result<Plan> {
     let level = Level::new(LEVEL).expect("a level");
     let network = Network {
         hosts: 2,
@@ -42,7 +42,7 @@ fn plan(over: Option<OverRule>) -> Result<Plan> {
         wire_overhead: default_wire_overhead(),
         tagged: false,
         model: Model::Strict,
-        levels: vec![LevelSpec { burst: Some(BURST), over, ..LevelSpec::new(level, Demand::Rate(RATE)) }],
+        levels: vec![LevelSpec { burst: Some(BURST), over, ..LevelSpec::new(level, Demand::Rate(rate)) }],
     };
     Ok(network.plan()?)
 }
@@ -52,7 +52,7 @@ pub fn rack(queue: QueueChoice) -> Result<Rack> {
     let rack = Rack::up(RackSpec { hosts: 2, rate: LINK, buffer: 256 * 1024 })?;
     rack.set_queueing(Queueing::Strict)?;
     let over = (queue == QueueChoice::Keep).then_some(OverRule::Police);
-    rack.load(0, &plan(over)?, queue)?;
+    rack.load(0, &plan(RATE, over)?, queue)?;
     Ok(rack)
 }
 

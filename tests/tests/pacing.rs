@@ -8,47 +8,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use qjump::{
-    config::QueueChoice,
-    plan::{Delays, Demand, LevelSpec, Model, Network, OverRule, Plan, default_wire_overhead},
-    testbed::{Queueing, Rack, RackSpec},
-    units::{Nanos, Rate},
-};
-use qjump_ebpf::Level;
+use anyhow::Result;
+use qjump::{config::QueueChoice, plan::OverRule, testbed::Rack, units::Rate};
 use qjump_tests::{
+    backpressure::{LEVEL, LINK, RATE, plan, rack},
     cgroups::TestCgroup,
     link::{binary, succeeded},
     tcp::{Flow, Flows},
 };
 
-const LINK: Rate = Rate::from_bps(100_000_000);
-const LEVEL: u8 = 5;
-const RATE: Rate = Rate::from_bps(50_000_000);
 const TIME: Duration = Duration::from_secs(4);
-
-/// Two hosts; what the first sends at level 5 is limited to 50 of 100 Mbit/s.
-fn rack(queue: QueueChoice, over: Option<OverRule>) -> Result<Rack> {
-    let rack = Rack::up(RackSpec { hosts: 2, rate: LINK, buffer: 256 * 1024 })?;
-    rack.set_queueing(Queueing::Strict)?;
-    rack.load(0, &plan(RATE, over)?, queue)?;
-    Ok(rack)
-}
-
-fn plan(rate: Rate, over: Option<OverRule>) -> Result<Plan> {
-    let level = Level::new(LEVEL).context("a level")?;
-    let network = Network {
-        hosts: 2,
-        link_rate: LINK,
-        max_packet: 1_514,
-        delays: Delays::Given(Nanos::from_ns(1_000_000)),
-        wire_overhead: default_wire_overhead(),
-        tagged: false,
-        model: Model::Strict,
-        levels: vec![LevelSpec { burst: Some(30_000), over, ..LevelSpec::new(level, Demand::Rate(rate)) }],
-    };
-    Ok(network.plan()?)
-}
 
 /// A cgroup whose sockets have the level.
 fn tagged() -> Result<TestCgroup> {
@@ -76,7 +45,7 @@ fn longest_gap(flows: &[Flow]) -> Duration {
 
 #[test]
 fn a_policed_level_carries_tcp_that_is_paced_and_hardly_any_other() -> Result<()> {
-    let rack = rack(QueueChoice::Keep, Some(OverRule::Police))?;
+    let rack = rack(QueueChoice::Keep)?;
     let address = rack.address(1);
     let cgroup = tagged()?;
     for count in [1, 4] {
@@ -92,7 +61,7 @@ fn a_policed_level_carries_tcp_that_is_paced_and_hardly_any_other() -> Result<()
 
 #[test]
 fn flows_that_start_together_do_not_fill_the_queue_first() -> Result<()> {
-    let rack = rack(QueueChoice::Auto, None)?;
+    let rack = rack(QueueChoice::Auto)?;
     let address = rack.address(1);
     let cgroup = tagged()?;
     let flows = flows(&rack, &address, 64, "bbr");
@@ -109,7 +78,7 @@ fn flows_that_start_together_do_not_fill_the_queue_first() -> Result<()> {
 
 #[test]
 fn idle_connections_take_no_share() -> Result<()> {
-    let rack = rack(QueueChoice::Keep, Some(OverRule::Police))?;
+    let rack = rack(QueueChoice::Keep)?;
     let address = rack.address(1);
     let cgroup = tagged()?;
     cgroup.within(|| {
@@ -131,7 +100,7 @@ fn idle_connections_take_no_share() -> Result<()> {
 
 #[test]
 fn a_change_of_plan_and_its_end_reach_flows_that_are_under_way() -> Result<()> {
-    let rack = rack(QueueChoice::Keep, Some(OverRule::Police))?;
+    let rack = rack(QueueChoice::Keep)?;
     let address = rack.address(1);
     let cgroup = tagged()?;
     let flow = flows(&rack, &address, 1, "cubic");

@@ -339,7 +339,7 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     if matches!(found, Found::Leftovers { .. }) {
         let record = Maps::open(&name, &pins).map(|maps| maps.in_force().plan);
         let here = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
-        if let Ok(record) = record.as_ref().map(|plan| *plan)
+        if let Ok(record) = record
             && (record.netns, record.ifindex) == (here, interface.index)
         {
             put_queue_back(interface.index, &record)?;
