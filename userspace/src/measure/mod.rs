@@ -7,6 +7,7 @@
 mod latencies;
 mod probe;
 mod realtime;
+pub mod result;
 mod stalls;
 
 pub use latencies::Latencies;
