@@ -5,10 +5,13 @@
 //! is never moved.
 
 mod latencies;
+pub mod load;
 mod probe;
 mod realtime;
 pub mod result;
 mod stalls;
+mod tcp;
+mod threads;
 
 pub use latencies::Latencies;
 pub use probe::{Probe, Progress, Report, flood};
