@@ -115,6 +115,8 @@ fn interface(link: &LinkMessage, qdiscs: &[RouteNetlinkMessage], ethtool: Option
     }
     let name = name?;
     let driver = ethtool.and_then(|ethtool| ethtool.driver(name).ok());
+    const HARDWARE: u32 = libc::SOF_TIMESTAMPING_TX_HARDWARE | libc::SOF_TIMESTAMPING_RX_HARDWARE;
+    let stamps = ethtool.and_then(|ethtool| ethtool.timestamping(name).ok());
     let offloads: Map<String, Value> = ethtool
         .map(|ethtool| ethtool.offloads(name))
         .unwrap_or_default()
@@ -127,6 +129,7 @@ fn interface(link: &LinkMessage, qdiscs: &[RouteNetlinkMessage], ethtool: Option
         "gso_max_segs": gso_max_segs,
         "driver": driver.as_ref().map(|(driver, _)| driver),
         "driver_version": driver.as_ref().map(|(_, version)| version),
+        "hardware_time_stamps": stamps.map(|flags| flags & HARDWARE == HARDWARE),
         "offloads": offloads,
         "qdiscs": qdiscs.iter().filter_map(|answer| qdisc(answer, link.header.index)).collect::<Vec<_>>(),
     }))
