@@ -4,9 +4,12 @@
 //! does not get to leave out the waiting that it would have seen (coordinated omission), and its schedule
 //! is never moved.
 
+mod ethtool;
+pub mod host;
 mod latencies;
 pub mod load;
 mod probe;
+mod ranks;
 mod realtime;
 pub mod result;
 mod stalls;
