@@ -33,10 +33,13 @@ pub enum Sizes {
     Etc,
 }
 
+/// Places at which a value may begin.
+const POOL: usize = 4 << 20;
+
 /// Shares of values of 0 to 14 bytes in ETC.
 const ETC_SMALL: [f64; 15] = [
-    0.00536, 0.00047, 0.17820, 0.09239, 0.00018, 0.02740, 0.00065, 0.00606, 0.00023, 0.00837, 0.00837, 0.08989, 0.00092,
-    0.00326, 0.01980,
+    0.00536, 0.00047, 0.17820, 0.09239, 0.00018, 0.02740, 0.00065, 0.00606, 0.00023, 0.00837, 0.00837, 0.08989,
+    0.00092, 0.00326, 0.01980,
 ];
 /// Larger ones are generalised Pareto, from 15 bytes on: scale and shape.
 const ETC_LARGE: (f64, f64) = (214.476, 0.348238);
@@ -109,12 +112,12 @@ impl Content {
             }));
             cumulated.iter_mut().for_each(|share| *share /= sum);
         }
-        // Twice the largest value, so that the values of different keys begin at different places.
+        // Many times the keys of most workloads, so that their values begin at different places.
         let largest = match workload.sizes {
             Sizes::Fixed(bytes) => bytes,
             Sizes::Etc => MAX_VALUE,
         };
-        let mut pool = vec![0; 2 * largest.max(32_768)];
+        let mut pool = vec![0; largest + POOL];
         Xoshiro256PlusPlus::seed_from_u64(workload.seed).fill_bytes(&mut pool);
         Self { workload, cumulated, pool }
     }
@@ -149,7 +152,7 @@ impl Content {
         text
     }
 
-    /// The value that a key has, and no other.
+    /// The value of a key. Hardly any other key has the same, however small it is.
     pub fn value(&self, key: u64) -> &[u8] {
         let hash = mix(key ^ self.workload.seed.rotate_left(32));
         // 53 bits, as many as fit.
