@@ -7,6 +7,8 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
 };
 
+use super::clock::timespec;
+
 /// Events that are taken at once; the rest comes with the next call.
 const EVENTS: usize = 128;
 
@@ -30,10 +32,7 @@ impl Poller {
 
     /// Waits for at most `timeout_ns`: the tokens of what has changed.
     pub fn wait(&mut self, timeout_ns: u64) -> io::Result<impl Iterator<Item = usize> + '_> {
-        let timeout = libc::timespec {
-            tv_sec: (timeout_ns / 1_000_000_000) as libc::time_t,
-            tv_nsec: (timeout_ns % 1_000_000_000) as libc::c_long,
-        };
+        let timeout = timespec(timeout_ns);
         // The system call itself (Linux 5.11), because the C library's function is younger than some.
         // SAFETY: there is room for as many events as are asked for; `EpollEvent` is a transparent `epoll_event`; all
         // that is pointed to outlives the call; no signal mask is given.

@@ -5,6 +5,8 @@ use nix::{
     unistd::Pid,
 };
 
+use super::clock::timespec;
+
 /// Lets the calling thread run on one CPU only. A machine with fewer CPUs goes on without.
 pub(super) fn pin(cpu: usize) {
     let mut set = CpuSet::new();
@@ -21,7 +23,7 @@ pub(super) fn precise_timers() {
 
 /// Sleeps until a time of `CLOCK_MONOTONIC`, ns; or less, if a signal comes.
 pub(super) fn sleep_until(at_ns: u64) {
-    let time = libc::timespec { tv_sec: (at_ns / 1_000_000_000) as i64, tv_nsec: (at_ns % 1_000_000_000) as i64 };
+    let time = timespec(at_ns);
     // SAFETY: `time` outlives the call, and nothing is asked about the time that was left.
     unsafe {
         libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &raw const time, std::ptr::null_mut());

@@ -16,40 +16,20 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
 pub use self::{
     count::{FlowCount, Received, SLICE_NS, Window},
     gate::Pattern,
     sink::Sink,
     wire::MAX_FLOWS,
 };
-use super::result::{Curve, Figure, Run};
+use super::{
+    Transport,
+    result::{Curve, Figure, Run},
+};
 use crate::{socket::Level, units::Rate};
 
 /// The longest load.
 pub const MAX_DURATION: Duration = Duration::from_secs(3_600);
-
-/// What carries a load.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Transport {
-    /// TCP connections.
-    #[default]
-    Tcp,
-    /// Datagrams.
-    Udp,
-}
-
-impl Transport {
-    /// `tcp` or `udp`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-}
 
 /// A load to be sent.
 #[derive(Clone, Debug)]

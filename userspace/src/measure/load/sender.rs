@@ -16,7 +16,7 @@ use nix::sys::socket::{
 };
 
 use super::{
-    Load, Outcome, Pattern, Progress, Sent, Transport,
+    Load, Outcome, Pattern, Progress, Sent,
     count::Received,
     datagrams,
     gate::{Allowed, Gate},
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     dataplane::sys::monotonic_ns,
     measure::{
+        Transport,
         tcp::{self, Options},
         threads::{pin, precise_timers, sleep_until},
     },

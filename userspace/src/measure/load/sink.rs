@@ -22,14 +22,13 @@ use nix::{
 };
 
 use super::{
-    Transport,
     count::{FlowCount, Received, SLICE_NS, Window},
     datagrams::Receiver,
     wire::{CONTROL, HEADER, Header, Hello, MAX_FLOWS, Order, Reply, VERSION, hear, say},
 };
 use crate::{
     dataplane::sys::monotonic_ns,
-    measure::{load::MAX_DURATION, threads::pin},
+    measure::{Transport, load::MAX_DURATION, threads::pin},
 };
 
 /// How often a thread that waits looks whether it is to end.

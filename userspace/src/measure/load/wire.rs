@@ -9,10 +9,8 @@ use std::io::{BufRead, Read, Write};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{
-    Transport,
-    count::{Received, Window},
-};
+use super::count::{Received, Window};
+use crate::measure::Transport;
 
 /// Raised with every change of what is said here.
 pub const VERSION: u32 = 1;

@@ -17,11 +17,9 @@ use super::{
 };
 use crate::{
     dataplane::sys::monotonic_ns,
-    measure::{poll::Poller, schedule::Schedule, tcp::Options},
+    measure::{clock::SPIN_NS, poll::Poller, schedule::Schedule, tcp::Options},
 };
 
-/// Before a request is due, the thread stops sleeping and watches the clock.
-const SPIN_NS: u64 = 40_000;
 /// How often it looks after what no event tells of.
 const CARE_NS: u64 = 100_000_000;
 /// A connection that broke is made again after this time.
@@ -86,11 +84,15 @@ pub(super) struct Engine<'a> {
     held: bool,
     /// Since when there is room again, ns since the start.
     free_ns: u64,
+    /// Requests due before are the warm-up, ns since the start.
+    counted_ns: u64,
     /// Requests due from here on are not sent, ns since the start.
     end_ns: u64,
     /// Nothing is waited for any longer, ns since the start.
     last_ns: u64,
     care_ns: u64,
+    /// How long before a request is due the thread stops sleeping and watches the clock.
+    ahead_ns: u64,
     stopped: bool,
     /// Connections that were made.
     made: u64,
@@ -101,7 +103,7 @@ pub(super) struct Engine<'a> {
 impl<'a> Engine<'a> {
     /// Thread `index` of the client's.
     pub fn new(shared: &'a Shared<'a>, index: usize) -> Result<Self> {
-        let Client { connections, threads, duration, timeout, seed, .. } = *shared.client;
+        let Client { connections, threads, warm_up, duration, timeout, seed, .. } = *shared.client;
         let mut schedule = shared.client.schedule(index);
         let due_ns = schedule.next().unwrap_or(u64::MAX);
         let end_ns = duration.as_nanos() as u64;
@@ -118,12 +120,15 @@ impl<'a> Engine<'a> {
             random: Xoshiro256PlusPlus::seed_from_u64(seed.wrapping_add(index as u64)),
             held: false,
             free_ns: 0,
+            counted_ns: warm_up.as_nanos() as u64,
             end_ns,
             last_ns: end_ns + timeout.as_nanos() as u64,
             care_ns: 0,
+            // One that never sleeps would take the CPU from everybody, and the kernel would stop it for that.
+            ahead_ns: SPIN_NS.min((1e9 / shared.client.rate) as u64 * threads as u64 / 4),
             stopped: false,
             made: 0,
-            tally: Tally::new(),
+            tally: Tally::new(warm_up.as_nanos() as u64),
             running: Running::new(),
         })
     }
@@ -165,9 +170,8 @@ impl<'a> Engine<'a> {
     /// When there is something to do that no event tells of.
     fn wake_ns(&self, now: u64) -> u64 {
         let due = if self.held || self.due_ns >= self.end_ns { u64::MAX } else { self.due_ns };
-        // At the end of the last moment it does not sleep at all, and so sees events at once, too.
-        let due = if due.saturating_sub(now) > SPIN_NS { due.saturating_sub(SPIN_NS) } else { now };
-        due.min(self.care_ns).min(self.last_ns)
+        // In the last moment it does not sleep at all, but takes what comes.
+        due.saturating_sub(self.ahead_ns).max(now).min(self.care_ns).min(self.last_ns)
     }
 
     /// Sends what is due, as far as there is room.
@@ -188,7 +192,7 @@ impl<'a> Engine<'a> {
                 late_ns: self.now() - self.due_ns.max(self.free_ns),
                 key: request.key,
                 set: request.set,
-                counts: self.due_ns >= self.shared.client.warm_up.as_nanos() as u64,
+                counts: self.due_ns >= self.counted_ns,
             };
             self.number += 1;
             self.due_ns = self.schedule.next().unwrap_or(u64::MAX);
@@ -274,7 +278,7 @@ impl<'a> Engine<'a> {
             self.end_ns = self.end_ns.min(now);
             self.last_ns = self.end_ns + STOPPED_LINGER_NS;
         }
-        while self.running.is_over(now) {
+        while self.running.is_over(now.saturating_sub(self.counted_ns)) {
             self.tell();
         }
         Ok(())
@@ -294,9 +298,8 @@ impl<'a> Engine<'a> {
             }
         }
         self.running.lost(self.tally.counts.lost - before);
-        let warm_up = self.shared.client.warm_up.as_nanos() as u64;
         while self.due_ns < self.end_ns {
-            self.tally.unsent += u64::from(self.due_ns >= warm_up);
+            self.tally.unsent += u64::from(self.due_ns >= self.counted_ns);
             self.due_ns = self.schedule.next().unwrap_or(u64::MAX);
         }
         self.tell();

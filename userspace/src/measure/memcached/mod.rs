@@ -33,9 +33,10 @@ use self::{
 };
 use super::{
     Priority, pin_and_prioritise,
-    result::{Figure, Generator, Run, Sample, Stream},
+    result::{Figure, Run, Sample, Stream},
     schedule::{Arrivals, Schedule},
     threads::pin,
+    verdict,
 };
 use crate::{dataplane::sys::monotonic_ns, socket::Level};
 
@@ -188,13 +189,13 @@ impl Client {
         });
         let ended_ns = monotonic_ns().saturating_sub(shared.start_ns);
 
-        let mut tally = Tally::new();
+        let warm_up_ns = self.warm_up.as_nanos() as u64;
+        let mut tally = Tally::new(warm_up_ns);
         let mut real_time = true;
         for (priority, result) in results {
             real_time &= priority == Priority::RealTime;
             tally.add(result?);
         }
-        let warm_up_ns = self.warm_up.as_nanos() as u64;
         let stopped = progress.stop.load(std::sync::atomic::Ordering::Relaxed);
         Ok(Outcome {
             client: self.clone(),
@@ -261,7 +262,7 @@ impl Outcome {
     }
 
     fn stream(&self) -> Stream {
-        Stream {
+        let mut stream = Stream {
             name: match self.client.level {
                 Some(level) => format!("memcached level {level}"),
                 None => "memcached".into(),
@@ -274,27 +275,10 @@ impl Outcome {
             counts: Some(self.tally.counts),
             worst: self.tally.worst.clone(),
             series: self.series.clone(),
-            generator: Some(self.generator()),
             ..Stream::default()
-        }
-    }
-
-    /// The client decides a result if its own lateness is a good part of it.
-    fn generator(&self) -> Generator {
-        let p99 = |latencies: &super::Latencies| latencies.quantile_ns(0.99);
-        let (late, response) = (p99(&self.tally.lateness), p99(&self.tally.response));
-        let limited = late.zip(response).is_some_and(|(late, response)| late > response / 2);
-        Generator {
-            limited,
-            why: limited.then(|| {
-                format!(
-                    "1 % of the requests were sent {:.1} us late or more by the client itself; give it a CPU of its own \
-                     (--cpu), more threads, or a lower rate",
-                    late.unwrap_or(0) as f64 / 1e3
-                )
-            }),
-            real_time: self.real_time,
-        }
+        };
+        stream.generator = Some(verdict::generator(&stream, None, self.real_time));
+        stream
     }
 
     fn figures(&self) -> Vec<Figure> {

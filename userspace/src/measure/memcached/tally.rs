@@ -76,12 +76,15 @@ pub struct Tally {
     pub last_trouble: Option<String>,
     /// The largest samples.
     pub worst: Vec<Worst>,
+    /// When the warm-up ended, ns since the start.
+    counted_ns: u64,
 }
 
 impl Tally {
-    /// Nothing yet.
-    pub fn new() -> Self {
+    /// Nothing yet. The warm-up ends so many ns after the start.
+    pub fn new(counted_ns: u64) -> Self {
         Self {
+            counted_ns,
             response: Latencies::new(None),
             service: Latencies::new(None),
             lateness: Latencies::new(None),
@@ -129,7 +132,8 @@ impl Tally {
         let response = at_ns.saturating_sub(owed.due_ns).max(1);
         self.response.record(response);
         self.service.record(at_ns.saturating_sub(owed.sent_ns.unwrap_or(owed.due_ns)).max(1));
-        self.worst(Worst { sequence: owed.number, at_ns: owed.due_ns, ns: response, lateness_ns: owed.late_ns });
+        let at_ns = owed.due_ns.saturating_sub(self.counted_ns);
+        self.worst(Worst { sequence: owed.number, at_ns, ns: response, lateness_ns: owed.late_ns });
         Some(response)
     }
 
@@ -262,7 +266,7 @@ impl Running {
         self.lost += count;
     }
 
-    /// Whether the second is over at this time, ns since the start.
+    /// Whether the second is over at this time, ns since the end of the warm-up.
     pub const fn is_over(&self, now_ns: u64) -> bool {
         now_ns / SECOND_NS > self.second
     }
@@ -286,7 +290,7 @@ mod tests {
 
     #[test]
     fn response_counts_from_the_schedule_and_service_from_the_send() {
-        let mut tally = Tally::new();
+        let mut tally = Tally::new(0);
         let request = owed(0, 1_000, 41_000);
         tally.sent(&request);
         assert_eq!(tally.answered(&request, 51_000, Verdict::Hit(10)), Some(50_000));
@@ -297,7 +301,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_or_missing_is_no_sample() {
-        let mut tally = Tally::new();
+        let mut tally = Tally::new(0);
         for (number, verdict) in [Verdict::Corrupted, Verdict::ServerError, Verdict::Miss].into_iter().enumerate() {
             tally.sent(&owed(number as u64, 0, 0));
             tally.answered(&owed(number as u64, 0, 0), 10, verdict);
@@ -318,7 +322,7 @@ mod tests {
 
     #[test]
     fn threads_add_up() {
-        let (mut one, mut other) = (Tally::new(), Tally::new());
+        let (mut one, mut other) = (Tally::new(0), Tally::new(0));
         for number in 0..30 {
             let tally = if number % 2 == 0 { &mut one } else { &mut other };
             tally.sent(&owed(number, 0, 0));
