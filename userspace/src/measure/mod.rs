@@ -5,6 +5,7 @@
 //! is never moved.
 
 mod clock;
+pub mod compare;
 mod endpoint;
 mod ethtool;
 pub mod host;
