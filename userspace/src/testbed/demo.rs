@@ -355,7 +355,7 @@ fn run_case(
         for (number, &host) in BULK_SENDERS.iter().enumerate() {
             let port = IPERF_PORT + number as u16;
             let amount = iperf::Amount::Seconds(seconds);
-            clients.push(iperf::client(rack.host(host), &rack.address(RECEIVER), port, amount, BULK_CPU, None)?);
+            clients.push(iperf::client(rack.host(host), &rack.address(RECEIVER), port, amount, BULK_CPU)?);
         }
         std::thread::sleep(WARM_UP);
     }
@@ -393,7 +393,7 @@ fn run_case(
 
     let mut bulk_bps = None;
     for client in clients {
-        bulk_bps = Some(bulk_bps.unwrap_or(0.0) + iperf::received(client)?.bps);
+        bulk_bps = Some(bulk_bps.unwrap_or(0.0) + iperf::goodput(client)?);
     }
     drop(servers);
     rack.unload_all()?;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use qjump_ebpf::Level;
 use serde_json::Value;
 
 use super::{NetNs, Process, Program};
@@ -27,14 +26,7 @@ pub enum Amount {
 }
 
 /// One TCP flow, with CUBIC.
-pub fn client(
-    netns: &NetNs,
-    server: &str,
-    port: u16,
-    amount: Amount,
-    cpu: usize,
-    level: Option<Level>,
-) -> Result<Process> {
+pub fn client(netns: &NetNs, server: &str, port: u16, amount: Amount, cpu: usize) -> Result<Process> {
     let (flag, number) = match amount {
         Amount::Seconds(seconds) => ("--time", seconds),
         Amount::Bytes(bytes) => ("--bytes", bytes),
@@ -42,21 +34,11 @@ pub fn client(
     Program::new(netns, "iperf3")
         .args(["--client", server, "--port", &port.to_string(), flag, &number.to_string()])
         .args(["--affinity", &cpu.to_string(), "--congestion", "cubic", "--connect-timeout", "3000", "--json"])
-        .level(level)
         .start()
 }
 
-/// What a client's server received.
-#[derive(Clone, Copy, Debug)]
-pub struct Received {
-    /// Bytes.
-    pub bytes: u64,
-    /// In the time that it took, bit/s.
-    pub bps: f64,
-}
-
-/// Waits for a client.
-pub fn received(mut client: Process) -> Result<Received> {
+/// Waits for a client; what its server received, bit/s.
+pub fn goodput(mut client: Process) -> Result<f64> {
     // It says in its JSON what went wrong, so how it ended comes second.
     let ended = client.finish(LIMIT);
     let text = client.stdout()?;
@@ -70,7 +52,5 @@ pub fn received(mut client: Process) -> Result<Received> {
     if let Some(error) = result["error"].as_str() {
         bail!("iperf3: {error}");
     }
-    let sum = &result["end"]["sum_received"];
-    let numbers = sum["bytes"].as_u64().zip(sum["bits_per_second"].as_f64());
-    numbers.map(|(bytes, bps)| Received { bytes, bps }).context("iperf3 reported no throughput")
+    result["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 reported no throughput")
 }

@@ -71,27 +71,21 @@ impl Rack {
 
     /// A rack that stands already.
     pub(super) fn standing(name: &str, spec: RackSpec) -> Self {
-        let of = |role: &str, count: usize| (0..count).map(|at| NetNs::standing(name, &format!("{role}{}", at + 1)));
+        let of = |role: &str, count| (1..=count).map(|at| NetNs::standing(name, &format!("{role}{at}"))).collect();
         Self {
             owner: Owner::Named(name.to_owned()),
             spec,
-            leaves: of("leaf", spec.leaves()).collect(),
-            spines: of("spine", spec.spines()).collect(),
-            hosts: of("h", spec.hosts).collect(),
+            leaves: of("leaf", spec.leaves()),
+            spines: of("spine", spec.spines()),
+            hosts: of("h", spec.hosts),
             loaded: Mutex::default(),
         }
     }
 
     fn build(owner: Owner, spec: RackSpec) -> Result<Self> {
         let name = owner.name();
-        let mut rack = Self {
-            owner,
-            spec,
-            leaves: Vec::new(),
-            spines: Vec::new(),
-            hosts: Vec::new(),
-            loaded: Mutex::default(),
-        };
+        let mut rack =
+            Self { owner, spec, leaves: Vec::new(), spines: Vec::new(), hosts: Vec::new(), loaded: Mutex::default() };
         for leaf in 1..=spec.leaves() {
             rack.leaves.push(bridge(&name, &format!("leaf{leaf}"))?);
         }
@@ -174,10 +168,13 @@ impl Rack {
         if self.leaves.len() > 1 {
             known += &format!(" to leaf{}, spine1", self.leaves.len());
         }
-        bail!("there is no '{name}' in this rack; there are {known}{}", match self.spines.len() {
-            0 | 1 => String::new(),
-            more => format!(" to spine{more}"),
-        })
+        bail!(
+            "there is no '{name}' in this rack; there are {known}{}",
+            match self.spines.len() {
+                0 | 1 => String::new(),
+                more => format!(" to spine{more}"),
+            }
+        )
     }
 
     fn connect(&self, host: usize) -> Result<()> {
@@ -230,8 +227,7 @@ impl Rack {
             for other in everybody.clone().filter(|&other| other != host) {
                 for address in [Some(self.address(other)), self.address6(other)].into_iter().flatten() {
                     let mac = self.mac(other);
-                    let _ =
-                        writeln!(lines, "neigh replace {address} lladdr {mac} dev {interface} nud permanent");
+                    let _ = writeln!(lines, "neigh replace {address} lladdr {mac} dev {interface} nud permanent");
                 }
             }
             self.hosts[host].batch("ip", &lines)?;
@@ -418,12 +414,10 @@ fn bridge(rack: &str, role: &str) -> Result<NetNs> {
 /// Refuses a rack that marks congestion where the kernel cannot.
 fn require_red(scratch: &NetNs) -> Result<()> {
     let red = "root red limit 60000 min 15000 max 15001 avpkt 1514 burst 10 bandwidth 1mbit probability 1 ecn";
-    scratch
-        .batch("tc", &format!("qdisc add dev lo {red}\nqdisc del dev lo root\n"))
-        .context(
-            "ecn-threshold needs the qdisc 'red' to mark packets, which this kernel lacks; try `modprobe sch_red`, boot a \
+    scratch.batch("tc", &format!("qdisc add dev lo {red}\nqdisc del dev lo root\n")).context(
+        "ecn-threshold needs the qdisc 'red' to mark packets, which this kernel lacks; try `modprobe sch_red`, boot a \
              kernel with CONFIG_NET_SCH_RED, or leave ecn-threshold out",
-        )
+    )
 }
 
 /// The port of a leaf towards a host.

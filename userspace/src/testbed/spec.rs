@@ -133,10 +133,9 @@ fn within<'de, D: de::Deserializer<'de>>(
     what: &str,
 ) -> Result<u32, D::Error> {
     let number = i64::deserialize(deserializer)?;
-    u32::try_from(number)
-        .ok()
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| de::Error::custom(format!("{what} is {number}; from {} to {} will do", range.start(), range.end())))
+    u32::try_from(number).ok().filter(|number| range.contains(number)).ok_or_else(|| {
+        de::Error::custom(format!("{what} is {number}; from {} to {} will do", range.start(), range.end()))
+    })
 }
 
 fn hosts<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
@@ -362,15 +361,22 @@ mod tests {
             (format!("hosts = 4\nqueing = \"fifo\"\n{LEAF}"), ["line 2, column 1", "did you mean 'queueing'?"]),
             (format!("hosts = 4\nqueueing = \"red\"\n{LEAF}"), ["line 2", "`fifo` or `strict`"]),
             (format!("hosts = 4\necn-threshold = 9\n{LEAF}"), ["line 2, column 17", "from one frame"]),
-            ("hosts = 4\n[leaf]\nrate = \"1bit\"\nbuffer = 9000\n".to_owned(), ["line 3, column 8", "100kbit to 10gbit"]),
+            (
+                "hosts = 4\n[leaf]\nrate = \"1bit\"\nbuffer = 9000\n".to_owned(),
+                ["line 3, column 8", "100kbit to 10gbit"],
+            ),
             ("hosts = 4\n[leaf]\nrate = \"1gbit\"\nbuffer = 900\n".to_owned(), ["line 4, column 10", "1514"]),
             ("hosts = 4\n".to_owned(), ["missing field", "leaf"]),
             (
-                format!("hosts = 4\n{LEAF}[spine]\nhosts-per-leaf = 4\nswitches = 1\nrate = \"1gbit\"\nbuffer = 9000\n"),
+                format!(
+                    "hosts = 4\n{LEAF}[spine]\nhosts-per-leaf = 4\nswitches = 1\nrate = \"1gbit\"\nbuffer = 9000\n"
+                ),
                 ["line 5, column 1", "1 to 3 leave two leaves"],
             ),
             (
-                format!("hosts = 4\n{LEAF}[spine]\nhosts-per-leaf = 2\nswitches = 9\nrate = \"1gbit\"\nbuffer = 9000\n"),
+                format!(
+                    "hosts = 4\n{LEAF}[spine]\nhosts-per-leaf = 2\nswitches = 9\nrate = \"1gbit\"\nbuffer = 9000\n"
+                ),
                 ["line 7, column 12", "from 1 to 4"],
             ),
         ] {

@@ -93,7 +93,11 @@ impl Note {
     /// Opens and locks the file of a rack, made if there is none. A rack that somebody else is building or removing is left
     /// to him.
     fn take(name: &str) -> Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).context("cannot make /run/qjump/testbed")?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(DIRECTORY)
+            .context("cannot make /run/qjump/testbed")?;
         loop {
             let file = File::options().read(true).write(true).create(true).truncate(false).open(path(name));
             let file = file.with_context(|| format!("cannot open {}", path(name).display()))?;
