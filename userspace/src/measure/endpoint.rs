@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -32,6 +33,9 @@ impl Transport {
         }
     }
 }
+
+/// Bytes: some thousand messages, should a thread be held up.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// A connected socket, and messages of one length on it. It never waits.
 #[derive(Debug)]
@@ -93,6 +97,9 @@ impl Endpoint {
 
     fn new(socket: OwnedFd, transport: Transport, length: usize) -> io::Result<Self> {
         stamping::enable(socket.as_fd(), transport == Transport::Tcp)?;
+        // As much as may be had; stamps take of it, too.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER));
         Ok(Self {
             socket,
             transport,

@@ -40,7 +40,8 @@ pub struct Responder {
     answers: u64,
     leaving: Box<[Leaving]>,
     untold: VecDeque<Left>,
-    stamps_due: bool,
+    /// Answers whose stamps have not been fetched.
+    unfetched: u32,
     closed: bool,
 }
 
@@ -55,7 +56,7 @@ impl Responder {
             answers: 0,
             leaving: vec![Leaving::default(); UNTOLD].into(),
             untold: VecDeque::with_capacity(UNTOLD),
-            stamps_due: false,
+            unfetched: 0,
             closed: false,
         }
     }
@@ -111,8 +112,7 @@ impl Responder {
         self.answers += 1;
         let leaving = Leaving { number, sequence: message.sequence, sending_ns, sched_ns: None };
         self.leaving[number as usize % UNTOLD] = leaving;
-        // A greeting's stamps are of no interest, and its number is not the first probe's.
-        self.stamps_due = true;
+        self.unfetched += 1;
         Ok(())
     }
 
@@ -132,7 +132,7 @@ impl Responder {
     }
 
     fn fetch_stamps(&mut self) -> io::Result<()> {
-        self.stamps_due = false;
+        self.unfetched = 0;
         let Self { endpoint, leaving, untold, .. } = self;
         endpoint.left(|number, left| {
             let answer = &mut leaving[number as usize % UNTOLD];
@@ -156,6 +156,8 @@ impl Responder {
     }
 }
 
+/// Probes that are answered in a row before stamps are fetched.
+const CROWD: u32 = 16;
 /// How often a sleeping server looks whether it is to end.
 const LOOK_NS: u64 = 50_000_000;
 
@@ -177,12 +179,14 @@ pub fn respond(
         for responder in &mut *responders {
             busy |= responder.turn()?;
         }
+        // In a row of probes the stamps must not fill the socket's buffer.
+        let most = if busy { CROWD } else { 0 };
+        for responder in responders.iter_mut().filter(|responder| responder.unfetched > most) {
+            responder.fetch_stamps()?;
+        }
         if busy {
             busy_until = monotonic_ns() + spin_ns;
             continue;
-        }
-        for responder in responders.iter_mut().filter(|responder| responder.stamps_due) {
-            responder.fetch_stamps()?;
         }
         if monotonic_ns() < busy_until {
             std::hint::spin_loop();
@@ -191,7 +195,7 @@ pub fn respond(
         let open = responders.iter().filter(|responder| !responder.closed);
         sleep(open.map(|responder| (responder.endpoint.as_fd(), responder.endpoint.is_blocked())), LOOK_NS)?;
         // A report of a packet that left ends the sleep, too.
-        responders.iter_mut().for_each(|responder| responder.stamps_due = true);
+        responders.iter_mut().for_each(|responder| responder.unfetched += 1);
     }
     Ok(priority)
 }

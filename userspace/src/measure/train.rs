@@ -282,7 +282,8 @@ struct Flight {
     free_ns: u64,
     /// There is no room.
     full: bool,
-    stamps_due: bool,
+    /// Probes whose stamps have not been fetched.
+    unfetched: u32,
     recorder: Recorder,
 }
 
@@ -334,7 +335,7 @@ impl<'a> Driver<'a> {
                     schedule,
                     free_ns: 0,
                     full: false,
-                    stamps_due: false,
+                    unfetched: 0,
                     recorder: Recorder::new(settings),
                 }
             });
@@ -361,27 +362,35 @@ impl<'a> Driver<'a> {
     ) -> io::Result<u64> {
         let mut second = (self.counted_ns, self.counted_ns + SECOND_NS);
         let mut awake_until = 0;
-        let mut stopped = None;
+        let mut stopped = false;
         loop {
             let now = monotonic_ns();
-            if stopped.is_none() && (stop.load(Relaxed) || self.closed) {
-                stopped = Some(now);
-                self.end_ns = now;
+            if !stopped && (stop.load(Relaxed) || self.closed) {
+                stopped = true;
+                self.end_ns = self.end_ns.min(now);
             }
-            if self.send_due(now)? {
+            let sent = self.send_due(now)?;
+            if sent {
                 awake_until = now + self.spec.spin_ns;
+            }
+            // One that sends what it is late with must not let its own buffers overflow.
+            let crowded = self.flights.iter().any(|flight| flight.unfetched >= CROWD);
+            if sent && !crowded {
                 continue;
             }
-            if self.receive()? {
+            if self.receive()? && !crowded {
                 continue;
             }
             self.fetch_stamps()?;
+            if sent {
+                continue;
+            }
             if now >= second.1 {
                 self.tick(second.0, now, ticks, spare);
                 second = (now, second.1.max(now - SECOND_NS) + SECOND_NS);
             }
             self.flights.iter_mut().for_each(|flight| flight.recorder.expire(now));
-            if now >= self.end_ns && (stopped.is_some() || self.is_over(now)) {
+            if now >= self.end_ns && (self.closed || self.is_over(now)) {
                 self.tick(second.0, now, ticks, spare);
                 return Ok(now.min(self.end_ns));
             }
@@ -428,7 +437,7 @@ impl<'a> Driver<'a> {
                 self.closed |= flight.endpoint.transport() == Transport::Tcp;
             }
         }
-        flight.stamps_due = true;
+        flight.unfetched += 1;
         flight.due_ns = flight.schedule.next().map(|at| self.start_ns + at);
         Ok(true)
     }
@@ -447,8 +456,8 @@ impl<'a> Driver<'a> {
     }
 
     fn fetch_stamps(&mut self) -> io::Result<()> {
-        for flight in self.flights.iter_mut().filter(|flight| flight.stamps_due) {
-            flight.stamps_due = false;
+        for flight in self.flights.iter_mut().filter(|flight| flight.unfetched > 0) {
+            flight.unfetched = 0;
             let Flight { endpoint, recorder, .. } = flight;
             endpoint.left(|number, left| recorder.left(number, &left))?;
         }
@@ -500,7 +509,7 @@ impl<'a> Driver<'a> {
                 flight.free_ns = woken;
             }
             // What woke it may be a stamp or, although nothing is expected, a message.
-            flight.stamps_due = true;
+            flight.unfetched += 1;
             if flight.recorder.waiting() == 0 {
                 take_in(flight, &mut self.closed)?;
             }
@@ -509,6 +518,8 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// Probes that are sent in a row before anything else is done.
+const CROWD: u32 = 16;
 /// How often the end of a run is looked for.
 const LINGER_NS: u64 = 1_000_000;
 /// How long it sleeps at most.
