@@ -42,11 +42,13 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "ping", name: "iputils-ping" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, and a cache, whose
+/// answers are timed.
 pub const TESTS: &[Package] = &[
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
+    Package { provides: "memcached", name: "memcached" },
 ];
 
 /// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
