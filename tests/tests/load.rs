@@ -38,6 +38,16 @@ fn level(number: u8) -> Level {
     Level::new(number).expect("a level")
 }
 
+/// A link on which both ends use Reno, which every namespace may: with BBR, the default of some machines, small requests
+/// are taken for a slow network.
+fn reno() -> Result<Link> {
+    let link = Link::new()?;
+    for netns in [&link.near, &link.far] {
+        netns.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno")?))?;
+    }
+    Ok(link)
+}
+
 /// Sends a load to a sink in the far namespace.
 fn through(link: &Link, load: Load) -> Result<load::Outcome> {
     let sink = link.far.enter(|| Sink::bind(far(0), Some(FAR_CPU)))?;
@@ -227,10 +237,10 @@ fn ask(link: &Link, client: &Client) -> Result<memcached::Outcome> {
 
 #[test]
 fn memcached_answers_and_every_value_is_right() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let _server = memcached(&link.far, &[])?;
     for (popularity, sizes, threads) in
-        [(Popularity::Zipf(0.99), Sizes::Etc, 1), (Popularity::Uniform, Sizes::Fixed(100_000), 2)]
+        [(Popularity::Zipf(0.99), Sizes::Etc, 1), (Popularity::Uniform, Sizes::Fixed(20_000), 2)]
     {
         let workload = Workload { keys: 500, sets: 0.3, popularity, sizes, seed: 9 };
         let outcome = ask(&link, &Client { workload, threads, ..client() })?;
@@ -251,7 +261,7 @@ fn memcached_answers_and_every_value_is_right() -> Result<()> {
 
 #[test]
 fn what_memcached_forgets_is_a_miss_and_what_it_refuses_is_said() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     // 40 MB of values for a cache of 8 MB.
     let workload =
         Workload { keys: 40_000, sets: 0.0, popularity: Popularity::Uniform, sizes: Sizes::Fixed(1_000), seed: 1 };
@@ -269,7 +279,7 @@ fn what_memcached_forgets_is_a_miss_and_what_it_refuses_is_said() -> Result<()> 
 
 #[test]
 fn a_server_that_is_killed_and_comes_back_is_measured_on() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let mut server = memcached(&link.far, &[])?;
     let client = Client { timeout: Duration::from_secs(1), duration: Duration::from_secs(4), ..client() };
     let progress = memcached::Progress::default();
@@ -298,13 +308,13 @@ fn a_server_that_is_killed_and_comes_back_is_measured_on() -> Result<()> {
 /// The client's own limiter is in the response time: what it was made for.
 #[test]
 fn a_client_held_up_by_its_own_limiter_says_so() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let _server = memcached(&link.far, &[])?;
     let (plan, interfaces) = (plan()?, [link.device.clone()]);
     // Sets of 1000 B at 16 Mbit/s and then at 80 Mbit/s, of the 50 Mbit/s of level 5.
     let workload =
         Workload { keys: 1_000, sets: 1.0, popularity: Popularity::Uniform, sizes: Sizes::Fixed(1_000), seed: 1 };
-    let client = Client { workload, level: Some(level(5)), congestion: Some("cubic".into()), ..client() };
+    let client = Client { workload, level: Some(level(5)), ..client() };
     link.near.enter(|| Ok(dataplane::load(&request(&interfaces, &plan, QueueChoice::Htb))?))?;
     let below = ask(&link, &client)?.run("below");
     let above = ask(&link, &Client { rate: 10_000.0, ..client })?.run("above");

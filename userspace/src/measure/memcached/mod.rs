@@ -190,7 +190,7 @@ impl Client {
         let ended_ns = monotonic_ns().saturating_sub(shared.start_ns);
 
         let warm_up_ns = self.warm_up.as_nanos() as u64;
-        let mut tally = Tally::new(warm_up_ns);
+        let mut tally = Tally::new(warm_up_ns..u64::MAX);
         let mut real_time = true;
         for (priority, result) in results {
             real_time &= priority == Priority::RealTime;
@@ -282,13 +282,13 @@ impl Outcome {
     }
 
     fn figures(&self) -> Vec<Figure> {
-        let Tally { counts, gets, misses, sets, server_errors, value_bytes, unsent, broken, reconnected, .. } =
+        let Tally { in_time, gets, misses, sets, server_errors, value_bytes, unsent, broken, reconnected, .. } =
             self.tally;
         let figure = |name: &str, value: f64, unit: &str| Figure { name: name.into(), value, unit: unit.into() };
         let mut figures = Vec::new();
         if self.duration_ns > 0 {
             let seconds = self.duration_ns as f64 / 1e9;
-            figures.push(figure("requests answered", counts.received as f64 / seconds, "1/s"));
+            figures.push(figure("requests answered", in_time as f64 / seconds, "1/s"));
             figures.push(figure("values moved", value_bytes as f64 * 8.0 / seconds, "bit/s"));
         }
         figures.extend(
