@@ -142,6 +142,11 @@ fn reusable(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(fd.into())
 }
 
+/// An IPv4 client of an IPv6 socket, as an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// Waits for the greetings of UDP trains, and opens a socket for each.
 fn greet(socket: &UdpSocket, shared: &Shared) -> io::Result<()> {
     let clean = wire::buffer(wire::LONGEST);
@@ -161,7 +166,7 @@ fn greet(socket: &UdpSocket, shared: &Shared) -> io::Result<()> {
         let Some(awaited) = shared.take(message.token, Transport::Udp, Some(length)) else { continue };
         // Without an answer the client asks again, and then gives up: nothing else can be told it here.
         let opened = reusable(SocketAddr::new(awaited.local, shared.port)).and_then(|socket| {
-            socket.connect(client)?;
+            socket.connect(canonical(client))?;
             awaited.prepare(&socket)?;
             let mut responder = Responder::new(message.token, Endpoint::udp(socket, length)?, awaited.request.answered);
             responder.welcome(&message).map(|()| responder)
@@ -289,6 +294,7 @@ impl<'a> Session<'a> {
         }
         let addresses = stream.peer_addr().and_then(|client| Ok((client, stream.local_addr()?.ip().to_canonical())));
         let (client, local) = addresses.map_err(|error| error.to_string())?;
+        let client = canonical(client);
         // On the client's own CPU, watching would keep the client from going on.
         let cpu = shared.options.cpu;
         let apart =
