@@ -1,7 +1,9 @@
 //! The command line: one module a verb.
 
 mod assign;
+mod interrupt;
 mod load;
+mod measure;
 mod plan;
 mod run;
 mod sim;
@@ -34,6 +36,7 @@ enum Command {
     Untag(tag::UntagCommand),
     Tags(tag::TagsCommand),
     Assign(assign::AssignCommand),
+    Measure(measure::MeasureCommand),
     Testbed(testbed::TestbedCommand),
 }
 
@@ -99,6 +102,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Untag(command) => command.run(),
         Command::Tags(command) => command.run(),
         Command::Assign(command) => command.run(),
+        Command::Measure(command) => command.run(),
         Command::Testbed(command) => command.run(),
     };
     match result {
