@@ -232,7 +232,7 @@ fn client() -> Client {
 }
 
 fn ask(link: &Link, client: &Client) -> Result<memcached::Outcome> {
-    link.near.enter(|| client.run(&memcached::Progress::default()))
+    link.near.enter(|| client.run(&memcached::Progress::default(), &mut |_| {}))
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn a_server_that_is_killed_and_comes_back_is_measured_on() -> Result<()> {
     let client = Client { timeout: Duration::from_secs(1), duration: Duration::from_secs(4), ..client() };
     let progress = memcached::Progress::default();
     let outcome = std::thread::scope(|scope| -> Result<_> {
-        let asking = scope.spawn(|| link.near.enter(|| client.run(&progress)));
+        let asking = scope.spawn(|| link.near.enter(|| client.run(&progress, &mut |_| {})));
         while progress.answered() < 2_000 {
             ensure!(!asking.is_finished(), "it ended early");
             std::thread::sleep(Duration::from_millis(10));

@@ -7,7 +7,7 @@ use super::{Failure, plan::NetworkArgs, print};
 use crate::{
     config::QueueChoice,
     dataplane::{self, Error, Hook, Request},
-    plan::{LevelPlan, OverRule},
+    plan::{LevelPlan, OverRule, Plan},
     qdisc::Queue,
     units::Rate,
 };
@@ -49,27 +49,48 @@ pub struct UnloadCommand {
     force: bool,
 }
 
+/// What to load, from the flags and from the file that they may name.
+pub(super) struct Wanted {
+    interfaces: Vec<String>,
+    pub plan: Plan,
+    pcp: bool,
+    hook: Hook,
+    queue: QueueChoice,
+    host_rate: Option<Rate>,
+}
+
+impl Wanted {
+    pub fn request(&self) -> Request<'_> {
+        let Self { interfaces, plan, pcp, hook, queue, host_rate } = self;
+        Request { interfaces, plan, pcp: *pcp, hook: *hook, queue: *queue, host_rate: *host_rate }
+    }
+}
+
 impl LoadCommand {
-    pub(super) fn run(&self) -> Result<(), Failure> {
+    pub(super) fn wanted(&self) -> Result<Wanted, Failure> {
         let (answer, host) = self.network.plan(self.pcp)?;
-        let plan = answer.plan;
-        let interfaces = if self.interface.is_empty() { &host.interfaces } else { &self.interface };
+        let interfaces = if self.interface.is_empty() { host.interfaces } else { self.interface.clone() };
         if interfaces.is_empty() {
             return Err(Failure::Usage(
                 "no interface; give --interface IF, or interfaces = [\"IF\"] in section [host] of the configuration"
                     .into(),
             ));
         }
-        let request = Request {
+        Ok(Wanted {
             interfaces,
-            plan: &plan,
+            plan: answer.plan,
             pcp: host.pcp,
             hook: self.hook,
             queue: self.queue.unwrap_or(host.queue),
             host_rate: self.host_rate.or(host.rate),
-        };
-        let loaded = dataplane::load(&request)?;
-        print(&plan)?;
+        })
+    }
+
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let wanted = self.wanted()?;
+        let plan = &wanted.plan;
+        let loaded = dataplane::load(&wanted.request())?;
+        print(plan)?;
         for one in loaded {
             let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
             let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };

@@ -246,6 +246,11 @@ impl Series {
         });
     }
 
+    /// The seconds that are over, from this one on.
+    pub fn closed(&self, from: usize) -> Vec<Interval> {
+        self.closed[from..].to_vec()
+    }
+
     /// All seconds.
     pub fn finish(mut self) -> Vec<Interval> {
         while !self.open.is_empty() {
