@@ -3,11 +3,16 @@
 
 use std::{
     net::SocketAddr,
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use qjump::{
     config::QueueChoice,
     dataplane::{self, Hook, Request},
@@ -16,14 +21,14 @@ use qjump::{
         compare::{Shim, Side},
         load::{self, Load, Pattern, Sink},
         memcached::{self, Client, Popularity, Sizes, Workload},
-        result::Run,
+        result::{Document, Run},
     },
     plan::{Delays, Demand, LevelSpec, Model, Network, Plan},
     testbed::{NetNs, Process, Program},
     units::{Nanos, Rate},
 };
 use qjump_ebpf::Level;
-use qjump_tests::link::{FAR, Link};
+use qjump_tests::link::{FAR, Link, PLAN, binary, failed, succeeded};
 
 const PORT: u16 = 11_311;
 /// Where whatever answers runs; whatever asks has the other.
@@ -375,5 +380,81 @@ fn a_comparison_puts_back_what_it_found() -> Result<()> {
     assert!(error.as_ref().is_some_and(|error| error.contains("another plan")), "{error:?}");
     assert_eq!(link.status()?["generation"], before["generation"]);
     link.unload()?;
+    Ok(())
+}
+
+/// A program in the far namespace, ended when dropped.
+fn far_qjump(link: &Link, arguments: &[&str]) -> Result<Process> {
+    let mut process = Program::new(&link.far, binary()).args(arguments).start()?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !process.stderr()?.contains(" TCP and UDP") {
+        process.require_running()?;
+        ensure!(Instant::now() < deadline, "it does not listen: {}", process.stderr()?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(process)
+}
+
+#[test]
+fn the_command_line_measures_and_says_what_is_wrong() -> Result<()> {
+    let link = reno()?;
+    let _sink = far_qjump(&link, &["measure", "sink", "--listen", &format!("{}:7701", FAR.0)])?;
+    let _server = memcached(&link.far, &[])?;
+    let memcached = format!("{}:{PORT}", FAR.0);
+    let document = |arguments: &[&str]| -> Result<Document> {
+        let output =
+            link.qjump(&[&["measure"], arguments, &["--warm-up", "200ms", "--quiet", "--json", "-"]].concat())?;
+        Ok(serde_json::from_str(&succeeded(&output)?)?)
+    };
+    let load = document(&["load", FAR.0, "--udp", "--rate", "20mbit", "--flows", "2", "--duration", "1s"])?;
+    assert_eq!(load.curves.len(), 1);
+    let goodput = figure(&load.runs[0], "goodput");
+    assert!((10e6..21e6).contains(&goodput), "{goodput}");
+    let asked = document(&["memcached", &memcached, "--duration", "1s", "--assert", "p50<5s", "--values", "100"])?;
+    assert!(asked.runs[0].streams[0].response.samples == 1_000 && asked.claims[0].holds == Some(true), "{asked:?}");
+
+    for (arguments, status, part) in [
+        (&["memcached", &memcached, "--assert", "p50<1ns", "--duration", "500ms"][..], 2, "condition does not hold"),
+        (&["memcached", &memcached, "--assert", "max<bound"], 64, "has no bound"),
+        (&["memcached", &memcached, "--rate", "-1"], 64, "requests a second"),
+        (&["memcached", &format!("{}:7701", FAR.0), "--duration", "1s"], 1, "no answer"),
+        (&["load", &memcached, "--duration", "1s"], 1, "is `qjump measure sink` running there, at port 11311?"),
+        (&["load", FAR.0, "--burst", "0", "--period", "1ms"], 64, "bursts of 0 bytes"),
+        (&["load", FAR.0, "--congestion", "warp"], 1, "no congestion control 'warp'; it has:"),
+        (&["load", FAR.0, "--duration", "2h"], 64, "at most 3600 s"),
+        (&["load", FAR.0, "--compare", "--", "--interface", "qjnone", "--config", "/nowhere"], 64, "/nowhere"),
+        (&["load", FAR.0, "--compare"], 64, "FLAGS OF QJUMP LOAD"),
+    ] {
+        let (code, error) = failed(&link.qjump(&[&["measure"], arguments].concat())?);
+        assert!(code == status && error.contains(part), "{arguments:?}: {code} {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_comparison_keeps_its_rounds_and_puts_back_what_was_there() -> Result<()> {
+    let link = reno()?;
+    let _sink = far_qjump(&link, &["measure", "sink", "--listen", &format!("{}:7701", FAR.0)])?;
+    let before = link.tc_state()?;
+    let mut arguments = vec!["measure", "load", FAR.0, "--duration", "300ms", "--warm-up", "100ms", "--json", "-"];
+    arguments.extend(["--compare=100", "--", "--interface", &link.device]);
+    arguments.extend(PLAN);
+    let child = link.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // Three rounds or so, and then in the middle of one with it loaded.
+    std::thread::sleep(Duration::from_secs(4));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !link.pins().exist() {
+        ensure!(Instant::now() < deadline, "never loaded");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let document: Document = serde_json::from_str(&succeeded(&output)?)?;
+    assert!(!link.pins().exist());
+    assert_eq!(link.tc_state()?, before);
+    let names: Vec<&str> = document.runs.iter().map(|run| run.name.as_str()).collect();
+    assert!(names.len() >= 3 && names[..2] == ["off 1", "on 1"] && names.last() == Some(&"on / off"), "{names:?}");
+    assert!(document.notes.iter().any(|note| note.starts_with("interrupted")), "{:?}", document.notes);
+    assert!(figure(&document.runs[names.len() - 1], "goodput") > 0.0);
     Ok(())
 }

@@ -136,9 +136,18 @@ fn table(ratios: &[Ratio]) -> Table {
             show::quantity(ratio.off, &ratio.unit),
             show::quantity(ratio.on, &ratio.unit),
             format!("{:.3}", ratio.ratio),
-            ratio.interval.map_or("-".to_owned(), |(low, high)| format!("{low:.3} to {high:.3}")),
+            ratio.interval.map_or("-".to_owned(), |(low, high)| format!("{} to {}", end(low), end(high))),
             ratio.rounds.to_string(),
         ]);
     }
     table
+}
+
+/// An end of an interval: where it says nothing, it does not say it with ten digits.
+fn end(ratio: f64) -> String {
+    match ratio {
+        ..0.001 => "<0.001".to_owned(),
+        1_000.0.. => ">1000".to_owned(),
+        _ => format!("{ratio:.3}"),
+    }
 }
