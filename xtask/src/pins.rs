@@ -48,6 +48,16 @@ pub const TESTS: &[Package] = &[
     Package { provides: "/usr/bin/python3", name: "python3" },
 ];
 
+/// What guests are made with besides that: the keys of Debian's archive, and what unpacks modules and strips programs.
+pub const GUESTS: &[Package] = &[
+    Package { provides: DEBIAN_KEYS, name: "debian-archive-keyring" },
+    Package { provides: "xz", name: "xz-utils" },
+    Package { provides: "strip", name: "binutils" },
+];
+
+/// What Debian's packages are signed with.
+pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
 /// needs. Linux runs it since 5.12.
 pub const BPF_CPU: &str = "v3";
