@@ -12,13 +12,13 @@ pub struct Archive {
 
 const FOLDER: u32 = 0o040_755;
 const LINK: u32 = 0o120_777;
-const FILE: u32 = 0o100_755;
+const FILE: u32 = 0o100_000;
 
 impl Archive {
-    /// Adds a file that anybody may read and run. `path` is absolute.
-    pub fn file(&mut self, path: &str, content: &[u8]) {
+    /// Adds a file of root's. `path` is absolute, `mode` what chmod takes.
+    pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.parents(path);
-        self.entry(path, FILE, content);
+        self.entry(path, FILE | mode & 0o7777, content);
     }
 
     /// Adds a symbolic link.
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn folders_come_once_and_before_what_lies_in_them() {
         let mut archive = Archive::default();
-        archive.file("/a/b/c", b"xyz");
+        archive.file("/a/b/c", 0o755, b"xyz");
         archive.link("/a/d", "b/c");
         archive.folder("/e");
         let bytes = archive.finish();
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_header_is_as_the_kernel_reads_it() {
         let mut archive = Archive::default();
-        archive.file("/x", b"12345");
+        archive.file("/x", 0o755, b"12345");
         let bytes = archive.finish();
         let header = "070701000000010000\
                       81ED000000000000000000000001000000000000000500000000000000000000000000000000000000020000\

@@ -6,15 +6,68 @@ use crate::process;
 use anyhow::{Context, bail};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs of this machine that tests call.
 const PROGRAMS: &[&str] = &[
-    "bash", "bridge", "cat", "chmod", "chown", "cp", "cut", "date", "dash", "dd", "dmesg", "echo", "env", "false",
-    "grep", "head", "id", "ip", "iperf3", "kill", "ln", "ls", "lsmod", "mkdir", "mount", "mv", "nproc", "ping", "ps",
-    "python3", "rm", "rmdir", "sed", "seq", "setpriv", "sh", "sleep", "sort", "stat", "su", "sync", "tail", "tc",
-    "test", "timeout", "touch", "tr", "true", "umount", "uname", "wc",
+    "bash",
+    "bridge",
+    "cat",
+    "chmod",
+    "chown",
+    "cp",
+    "cut",
+    "date",
+    "dash",
+    "dd",
+    "dmesg",
+    "echo",
+    "env",
+    "false",
+    "grep",
+    "head",
+    "id",
+    "ip",
+    "iperf3",
+    "kill",
+    "ln",
+    "ls",
+    "lsmod",
+    "mkdir",
+    "mktemp",
+    "mount",
+    "mountpoint",
+    "mv",
+    "nproc",
+    "nsenter",
+    "ping",
+    "ps",
+    "python3",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "setpriv",
+    "setsid",
+    "sh",
+    "sleep",
+    "sort",
+    "stat",
+    "su",
+    "sync",
+    "tail",
+    "tc",
+    "test",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "umount",
+    "uname",
+    "unshare",
+    "wc",
 ];
 
 /// What is in a guest.
@@ -47,15 +100,15 @@ pub fn write(contents: &Contents, kernel: &Kernel, scratch: &Path, path: &Path) 
     for folder in ["/dev", "/proc", "/sys", "/run", "/tmp", "/etc", "/root", "/var/lib/dhcp"] {
         archive.folder(folder);
     }
-    archive.file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
-    archive.file("/etc/group", b"root:x:0:\nnogroup:x:65534:\n");
-    archive.file("/etc/hosts", b"127.0.0.1 localhost guest\n::1 localhost\n");
-    archive.file("/etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files\n");
+    archive.file("/etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
+    archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
+    archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost guest\n::1 localhost\n");
+    archive.file("/etc/nsswitch.conf", 0o644, b"passwd: files\ngroup: files\nhosts: files\n");
 
     let mut there = Place { archive, files: BTreeSet::new(), scratch: scratch.to_owned() };
     fs::create_dir_all(scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
     let init = there.stripped(&contents.init)?;
-    there.archive.file("/init", &init);
+    there.archive.file("/init", 0o755, &init);
     there.libraries(&contents.init)?;
     for program in PROGRAMS {
         // What a machine does not have, its guests do not have either; a test that needs it says so.
@@ -72,13 +125,13 @@ pub fn write(contents: &Contents, kernel: &Kernel, scratch: &Path, path: &Path) 
     let mut modules = Vec::new();
     for (name, content) in kernel.modules()? {
         let path = format!("/modules/{name}.ko");
-        there.archive.file(&path, &content);
+        there.archive.file(&path, 0o644, &content);
         modules.push(path);
     }
     let environment: serde_json::Map<String, serde_json::Value> =
         contents.environment.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
     let job = serde_json::json!({"modules": modules, "steps": contents.steps, "environment": environment});
-    there.archive.file("/job.json", job.to_string().as_bytes());
+    there.archive.file("/job.json", 0o644, job.to_string().as_bytes());
     fs::write(path, there.archive.finish()).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -93,7 +146,7 @@ impl Place {
     /// A program under another path.
     fn program(&mut self, path: &Path, place: &str) -> anyhow::Result<()> {
         let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.archive.file(place, &content);
+        self.archive.file(place, 0o755, &content);
         self.libraries(path)
     }
 
@@ -103,16 +156,26 @@ impl Place {
             return Ok(());
         }
         if path.is_dir() {
+            // What Python compiled, it compiles again; its own tests nobody runs.
+            if ["__pycache__", "test", "dist-packages"].iter().any(|name| path.ends_with(name)) {
+                return Ok(());
+            }
             for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
                 self.same(&entry?.path())?;
             }
+            return Ok(());
+        }
+        if path.is_symlink() {
+            let target = fs::read_link(path)?;
+            self.archive.link(text(path)?, target.to_str().context("a link's target is no text")?);
             return Ok(());
         }
         let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         // Objects for the kernel are ELF files, too, and have their debug information for a reason.
         let is_program = content.starts_with(b"\x7fELF") && path.extension().is_none_or(|extension| extension == "so");
         let content = if is_program { self.stripped(path)? } else { content };
-        self.archive.file(text(path)?, &content);
+        let mode = fs::metadata(path)?.permissions().mode();
+        self.archive.file(text(path)?, mode, &content);
         if is_program { self.libraries(path) } else { Ok(()) }
     }
 
@@ -135,7 +198,7 @@ impl Place {
         for library in linked(&answer) {
             if self.files.insert(library.clone()) {
                 let content = fs::read(&library).with_context(|| format!("cannot read {}", library.display()))?;
-                self.archive.file(text(&library)?, &content);
+                self.archive.file(text(&library)?, 0o755, &content);
             }
         }
         Ok(())

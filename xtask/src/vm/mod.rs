@@ -9,7 +9,7 @@ mod verdict;
 
 use crate::bpf::Objects;
 use crate::workspace::Workspace;
-use crate::{apt, build, pins, say};
+use crate::{apt, build, pins, process, say};
 use anyhow::{Context, bail};
 use boot::{Clock, Guest, Qemu};
 use image::{Contents, Step};
@@ -80,6 +80,9 @@ const EVERYWHERE: &[&str] = &[
     "pacing",
     "bad_input",
 ];
+
+/// Tests that compile a program in C; guests have no compiler.
+const NEED_A_COMPILER: &[&str] = &["a_static_program_is_as_good_as_any"];
 
 /// A test program that was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,11 +194,13 @@ fn contents(workspace: &Workspace, built: &[Built], args: &Args) -> anyhow::Resu
         workspace.lab_object(),
         is_program("claimant")?,
     ];
+    files.extend(python_library());
     for name in named {
         let test = built.iter().find(|built| built.is_test && built.name == name);
         let test = test
             .with_context(|| format!("there is no test program '{name}'; `cargo xtask vm --list` has their names"))?;
         let mut command = vec![test.path.display().to_string(), "--test-threads=1".to_owned()];
+        command.extend(NEED_A_COMPILER.iter().flat_map(|test| ["--skip", test]).map(str::to_owned));
         command.extend(args.arguments.iter().cloned());
         steps.push(Step { name: name.to_owned(), command, console: false });
         files.push(test.path.clone());
@@ -214,6 +219,12 @@ fn contents(workspace: &Workspace, built: &[Built], args: &Args) -> anyhow::Resu
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).into();
     Ok(Contents { init: is_program("guest")?, files, steps, environment })
+}
+
+/// Where this machine's Python has its library; tests run programs in Python.
+fn python_library() -> Option<PathBuf> {
+    let ask = "import os; print(os.path.dirname(os.__file__))";
+    process::ask(std::process::Command::new("python3").args(["-c", ask])).ok().map(|path| path.trim().into())
 }
 
 /// Runs one guest and keeps what it said.
@@ -244,11 +255,12 @@ fn guest(qemu: &Qemu, contents: &Contents, kernel: &Kernel, vm: &Path, args: &Ar
     };
     let mut shown = 0;
     let end = qemu.run(&guest, Duration::from_secs(args.limit), |results| {
-        for line in results.lines().skip(shown).filter(|line| line.starts_with("test ") || line.starts_with("@@qjump"))
-        {
+        // Whole lines only; the rest comes with its end.
+        let whole = &results[..results.rfind('\n').map_or(0, |at| at + 1)];
+        for line in whole.lines().skip(shown).filter(|line| line.starts_with("test ") || line.starts_with("@@qjump")) {
             say!("{}: {line}", kernel.series);
         }
-        shown = results.lines().count().saturating_sub(usize::from(!results.ends_with('\n')));
+        shown = whole.lines().count();
     })?;
     // It has everything in it and is quickly made again.
     fs::remove_file(&image)?;
