@@ -156,8 +156,9 @@ impl Place {
             return Ok(());
         }
         if path.is_dir() {
-            // What Python compiled, it compiles again; its own tests nobody runs.
-            if ["__pycache__", "test", "dist-packages"].iter().any(|name| path.ends_with(name)) {
+            // What Python compiled, it compiles again; its own tests, and what links it into others, nobody needs.
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if ["__pycache__", "test", "dist-packages"].contains(&name.as_str()) || name.starts_with("config-") {
                 return Ok(());
             }
             for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {

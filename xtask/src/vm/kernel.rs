@@ -148,20 +148,24 @@ pub fn fetched(series: &str, vm: &Path) -> anyhow::Result<Option<String>> {
     let Ok(entries) = fs::read_dir(vm.join("kernels")) else { return Ok(None) };
     let releases = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let releases = releases.collect::<anyhow::Result<Vec<String>>>()?;
-    Ok(newest_first(series, releases.iter().map(String::as_str)).into_iter().next())
+    // Whichever was fetched last is the newest only if it was fetched as that, and not for a series of its own.
+    let older = |release: &&str| series == NEWEST && SERIES.iter().any(|other| is_of(other, &numbers(release)));
+    Ok(newest_first(series, releases.iter().map(String::as_str).filter(|release| !older(release))).into_iter().next())
+}
+
+/// Whether a version belongs to a series that is named by its first numbers.
+fn is_of(series: &str, version: &[u64]) -> bool {
+    let wanted: Vec<u64> = series.split('.').filter_map(|number| number.parse().ok()).collect();
+    !wanted.is_empty() && version.starts_with(&wanted)
 }
 
 /// Releases of a series, the newest first.
 fn newest_first<'a>(series: &str, releases: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let is_of = |numbers: &[u64]| {
-        let wanted: Vec<u64> = series.split('.').filter_map(|number| number.parse().ok()).collect();
-        series == NEWEST || numbers.starts_with(&wanted)
-    };
     let mut found: Vec<(Vec<u64>, &str)> = releases
         .filter(|release| release.ends_with(FLAVOUR) && release.starts_with(|c: char| c.is_ascii_digit()))
         .map(|release| (numbers(release.trim_end_matches(FLAVOUR)), release))
         // A series alone (linux-image-6.1-cloud-amd64) is the name of no kernel.
-        .filter(|(numbers, _)| numbers.len() > 3 && is_of(numbers))
+        .filter(|(numbers, _)| numbers.len() > 3 && (series == NEWEST || is_of(series, numbers)))
         .collect();
     found.sort();
     found.into_iter().rev().map(|(_, release)| release.to_owned()).collect()

@@ -217,14 +217,18 @@ fn contents(workspace: &Workspace, built: &[Built], args: &Args) -> anyhow::Resu
         ("QJUMP_OBJECT", workspace.program_object().display().to_string()),
         ("QJUMP_LAB_OBJECT", workspace.lab_object().display().to_string()),
     ];
-    let environment = environment.map(|(name, value)| (name.to_owned(), value)).into();
+    let mut environment: Vec<(String, String)> = environment.map(|(name, value)| (name.to_owned(), value)).into();
+    if args.virtual_time {
+        // Tests may assert times then.
+        environment.push(("QJUMP_VIRTUAL_TIME".to_owned(), "1".to_owned()));
+    }
     Ok(Contents { init: is_program("guest")?, files, steps, environment })
 }
 
 /// Where this machine's Python has its library; tests run programs in Python.
 fn python_library() -> Option<PathBuf> {
     let ask = "import os; print(os.path.dirname(os.__file__))";
-    process::ask(std::process::Command::new("python3").args(["-c", ask])).ok().map(|path| path.trim().into())
+    process::ask(std::process::Command::new("/usr/bin/python3").args(["-c", ask])).ok().map(|path| path.trim().into())
 }
 
 /// Runs one guest and keeps what it said.
