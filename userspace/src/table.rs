@@ -5,19 +5,19 @@ use std::fmt;
 /// A table with a header line.
 pub struct Table {
     rows: Vec<Vec<String>>,
-    left: Option<usize>,
+    left: Vec<usize>,
 }
 
 impl Table {
     /// A table with these columns.
     pub fn new<'a>(header: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { rows: vec![header.into_iter().map(str::to_owned).collect()], left: None }
+        Self { rows: vec![header.into_iter().map(str::to_owned).collect()], left: Vec::new() }
     }
 
-    /// Aligns a column to the left: for sentences.
+    /// Aligns a column to the left: for names and sentences.
     #[must_use]
     pub fn left(mut self, column: usize) -> Self {
-        self.left = Some(column);
+        self.left.push(column);
         self
     }
 
@@ -39,7 +39,7 @@ impl fmt::Display for Table {
                 .enumerate()
                 .map(
                     |(column, (cell, &width))| {
-                        if self.left == Some(column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                        if self.left.contains(&column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
                     },
                 )
                 .collect();
