@@ -1,9 +1,12 @@
 //! Pictures of latency as SVG, readable in black and white.
 
-use std::iter::successors;
+use std::ops::Range;
 
 use plotters::{
-    coord::{Shift, ranged1d::combinators::BindKeyPoints},
+    coord::{
+        Shift,
+        ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter},
+    },
     element::DashedPathElement,
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
@@ -60,11 +63,6 @@ impl Axis {
         value.is_finite() && value.abs() < 1e150 && (!self.log || value > 1e-150)
     }
 
-    /// Where a value lies on a ruler of equal steps.
-    fn place(&self, value: f64) -> f64 {
-        if self.log { value.log10() } else { value }
-    }
-
     fn scale(&self, values: impl Iterator<Item = f64>) -> Scale {
         let (low, high) = self.range.unwrap_or_else(|| {
             values
@@ -76,11 +74,51 @@ impl Axis {
     }
 }
 
-/// An axis from where to where, on a ruler of equal steps, and where it has labels.
+/// An axis from where to where, and where it has labels.
+#[derive(Clone)]
 struct Scale {
     from: f64,
     to: f64,
+    log: bool,
     ticks: Vec<f64>,
+}
+
+impl Scale {
+    /// Where a value lies, from 0 to 1.
+    fn place(&self, value: f64) -> f64 {
+        if self.log {
+            (value / self.from).log10() / (self.to / self.from).log10()
+        } else {
+            (value - self.from) / (self.to - self.from)
+        }
+    }
+
+    fn contains(&self, value: f64) -> bool {
+        (-1e-9..=1.0 + 1e-9).contains(&self.place(value))
+    }
+}
+
+impl Ranged for Scale {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (first, last): (i32, i32)) -> i32 {
+        first + (self.place(*value) * f64::from(last - first)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.clone() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.from..self.to
+    }
+}
+
+impl ValueFormatter<f64> for Scale {
+    fn format_ext(&self, value: &f64) -> String {
+        plain(*value)
+    }
 }
 
 /// From and to numbers that begin with 1, 2 or 5, unless they are `exact`.
@@ -106,8 +144,8 @@ fn log_scale(low: f64, high: f64, exact: bool) -> Scale {
         if decades > 3.2 { decade && (digits.round() as i32).rem_euclid(stride) == 0 } else { true }
     };
     let inside = |step: &f64| (from * 0.999_999..=to * 1.000_001).contains(step);
-    let ticks = steps().filter(inside).filter(|&step| wanted(step)).map(f64::log10).collect();
-    Scale { from: from.log10(), to: to.log10(), ticks }
+    let ticks = steps().filter(inside).filter(|&step| wanted(step)).collect();
+    Scale { from, to, log: true, ticks }
 }
 
 /// From 0, if that is not far, to a round number, unless they are `exact`.
@@ -128,7 +166,7 @@ fn linear_scale(low: f64, high: f64, exact: bool) -> Scale {
     }
     let first = (from / step - 1e-6).ceil();
     let ticks = (0..20).map(|n| (first + f64::from(n)) * step).take_while(|&tick| tick <= to + step * 1e-6).collect();
-    Scale { from, to, ticks }
+    Scale { from, to, log: false, ticks }
 }
 
 /// Lines over two axes.
@@ -272,30 +310,19 @@ impl Picture {
             .margin_right(MARGIN + legend.width as u32)
             .x_label_area_size(X_LABELS)
             .y_label_area_size(Y_LABELS)
-            .build_cartesian_2d(
-                (x.from..x.to).with_key_points(x.ticks.clone()),
-                (y.from..y.to).with_key_points(y.ticks.clone()),
-            )?;
-        let shown = |axis: &Axis, place: f64| plain(if axis.log { 10f64.powf(place) } else { place });
+            .build_cartesian_2d(x.clone(), y.clone())?;
         chart
             .configure_mesh()
             .x_desc(clean(&self.x.label))
             .y_desc(clean(&self.y.label))
-            .x_label_formatter(&|place| shown(&self.x, *place))
-            .y_label_formatter(&|place| shown(&self.y, *place))
             .bold_line_style(RGBColor(215, 215, 215))
             .light_line_style(WHITE)
             .axis_desc_style(("sans-serif", 16))
             .label_style(("sans-serif", 14))
             .draw()?;
 
-        let inside = |point: &(f64, f64)| {
-            self.can_show(*point) && {
-                let (across, up) = (self.x.place(point.0), self.y.place(point.1));
-                (x.from - 1e-9..=x.to + 1e-9).contains(&across) && (y.from - 1e-9..=y.to + 1e-9).contains(&up)
-            }
-        };
-        let pixel = |&(across, up): &(f64, f64)| chart.backend_coord(&(self.x.place(across), self.y.place(up)));
+        let inside = |point: &(f64, f64)| self.can_show(*point) && x.contains(point.0) && y.contains(point.1);
+        let pixel = |point: &(f64, f64)| chart.backend_coord(point);
         // The last ones first: where they lie on each other, dashes show what is below.
         for (index, curve) in self.curves.iter().enumerate().rev() {
             let parts = curve.points.split(|point| !inside(point)).filter(|part| !part.is_empty());
@@ -304,19 +331,19 @@ impl Picture {
         }
         let (across, down) = chart.plotting_area().get_pixel_range();
         let plot = Plot { left: across.start, right: across.end, top: down.start, bottom: down.end };
-        for moment in self.moments.iter().flat_map(|(_, at)| at) {
-            if inside(&(*moment, if self.y.log { 10f64.powf(y.from) } else { y.from })) {
-                let at = chart.backend_coord(&(self.x.place(*moment), y.from)).0;
+        for &moment in self.moments.iter().flat_map(|(_, at)| at) {
+            if inside(&(moment, y.from)) {
+                let at = chart.backend_coord(&(moment, y.from)).0;
                 area.draw(&PathElement::new([(at, plot.bottom - 12), (at, plot.bottom)], BLACK.stroke_width(2)))?;
             }
         }
-        let uprights = self.upright.iter().filter(|mark| self.x.can_show(mark.at));
+        let uprights = self.upright.iter().filter(|mark| inside(&(mark.at, y.from)));
         for (index, mark) in uprights.enumerate() {
-            let at = chart.backend_coord(&(self.x.place(mark.at), y.from)).0;
+            let at = chart.backend_coord(&(mark.at, y.from)).0;
             plot.upright(area, at, index as i32, &mark.name)?;
         }
-        for mark in self.across.iter().filter(|mark| self.y.can_show(mark.at)) {
-            plot.across(area, chart.backend_coord(&(x.from, self.y.place(mark.at))).1, &mark.name)?;
+        for mark in self.across.iter().filter(|mark| inside(&(x.from, mark.at))) {
+            plot.across(area, chart.backend_coord(&(x.from, mark.at)).1, &mark.name)?;
         }
         if self.curves.iter().all(|curve| !curve.points.iter().any(inside)) {
             let middle = (i32::midpoint(plot.left, plot.right), i32::midpoint(plot.top, plot.bottom));

@@ -14,6 +14,20 @@ use crate::{
 /// The percentiles that tables show, where there are enough samples for them; the first three always.
 const PERCENTS: [f64; 5] = [50.0, 99.0, 99.9, 99.99, 99.999];
 const ALWAYS: usize = 3;
+/// The heading of latencies, losses and bounds.
+pub(super) const SUMMARY: &str = "Latency";
+/// The heading of single figures.
+pub(super) const FIGURES: &str = "Figures";
+/// The heading of claims.
+pub(super) const CLAIMS: &str = "Claims";
+/// The heading of latencies of runs beside each other.
+pub(super) const COMPARISON: &str = "Comparison, times as long";
+/// The heading of figures of runs beside each other.
+pub(super) const FIGURE_COMPARISON: &str = "Comparison of figures";
+/// The heading of what held senders up.
+pub(super) const SENDER: &str = "Sender";
+/// The heading of the kernel's time stamps.
+pub(super) const SEGMENTS: &str = "Segments";
 /// The heading of the largest samples.
 pub(super) const WORST: &str = "Largest samples";
 /// Ratios are shown of these.
@@ -94,7 +108,7 @@ pub(super) fn summary(report: &Report) -> Grid {
     }
     columns.push(Column::number(of("max")));
     columns.extend([of("bound"), "over bound".to_owned()].map(|name| Column::number(name).if_any()));
-    let mut grid = Grid::new("Latency", columns);
+    let mut grid = Grid::new(SUMMARY, columns);
     for sampled in report.streams() {
         let stream = sampled.stream;
         let counts = stream.counts.as_ref();
@@ -137,7 +151,7 @@ fn figures(report: &Report) -> Grid {
     let scales: Vec<(f64, String)> = names.iter().map(|(name, unit)| figure_scale(report, name, unit)).collect();
     let mut columns = vec![Column::words("results").if_any(), Column::words("run")];
     columns.extend(names.iter().zip(&scales).map(|((name, _), (_, unit))| Column::number(format!("{name} {unit}"))));
-    let mut grid = Grid::new("Figures", columns);
+    let mut grid = Grid::new(FIGURES, columns);
     for source in &report.sources {
         for run in source.document.runs.iter().filter(|run| !run.figures.is_empty()) {
             let label = (report.sources.len() > 1).then_some(&source.label);
@@ -198,7 +212,7 @@ fn digits(value: f64) -> String {
 fn claims(report: &Report) -> Grid {
     let columns = ["results", "verdict", "claim", "measured"].map(Column::words);
     let [results, verdict, claim, measured] = columns;
-    let mut grid = Grid::new("Claims", vec![verdict, results.if_any(), claim, measured]);
+    let mut grid = Grid::new(CLAIMS, vec![verdict, results.if_any(), claim, measured]);
     for source in &report.sources {
         for claim in &source.document.claims {
             grid.row(vec![
@@ -225,7 +239,7 @@ fn comparison(report: &Report) -> Grid {
     let mut columns = Vec::from(["run", "against", "stream"].map(Column::words));
     columns.extend(COMPARED.map(|percent| Column::number(format!("p{percent}"))));
     columns.push(Column::number("max"));
-    let mut grid = Grid::new("Comparison, times as long", columns);
+    let mut grid = Grid::new(COMPARISON, columns);
     let ratio = |ratio: Option<Ratio>| Cell::of(ratio).within(ratio.and_then(|ratio| ratio.interval()));
     for pair in compare::pairs(report) {
         for (stream, other) in pair.streams() {
@@ -253,7 +267,7 @@ fn pair_cells(report: &Report, pair: &compare::Pair<'_>) -> Vec<Cell> {
 fn figure_comparison(report: &Report) -> Grid {
     let columns = ["run", "against", "figure"].map(Column::words);
     let columns = columns.into_iter().chain([Column::number("times as much")]).collect();
-    let mut grid = Grid::new("Comparison of figures", columns);
+    let mut grid = Grid::new(FIGURE_COMPARISON, columns);
     for pair in compare::pairs(report) {
         for (figure, ratio) in pair.figures() {
             let mut row = pair_cells(report, &pair);
@@ -275,7 +289,7 @@ fn sender(report: &Report) -> Grid {
         columns.extend(["p50", "p99"].map(|percent| Column::number(format!("{what} {percent} {}", unit.name())).if_any()));
     }
     columns.push(Column::words("generator"));
-    let mut grid = Grid::new("Sender", columns);
+    let mut grid = Grid::new(SENDER, columns);
     for sampled in measured() {
         let stream = sampled.stream;
         let mut row = who_cells(report, &sampled);
@@ -302,7 +316,7 @@ fn segments(report: &Report) -> Grid {
     columns.push(Column::words("segment"));
     columns.extend(["samples", "missing"].map(Column::number));
     columns.extend(["mean", "p50", "p99", "max"].map(|name| Column::number(format!("{name} {}", unit.name()))));
-    let mut grid = Grid::new("Segments", columns);
+    let mut grid = Grid::new(SEGMENTS, columns);
     for (sampled, segment) in all() {
         let times = &segment.times;
         let mut row = who_cells(report, &sampled);
