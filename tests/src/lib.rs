@@ -9,6 +9,7 @@ pub mod departures;
 pub mod frames;
 pub mod link;
 pub mod nobody;
+pub mod png;
 pub mod program;
 pub mod results;
 pub mod sender;

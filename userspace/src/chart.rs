@@ -63,14 +63,16 @@ impl Axis {
         value.is_finite() && value.abs() < 1e150 && (!self.log || value > 1e-150)
     }
 
-    fn scale(&self, values: impl Iterator<Item = f64>) -> Scale {
+    /// For these values, with room for so many labels.
+    fn scale(&self, values: impl Iterator<Item = f64>, labels: u32) -> Scale {
         let (low, high) = self.range.unwrap_or_else(|| {
             values
                 .filter(|&value| self.can_show(value))
                 .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
         });
         let (low, high) = if low <= high { (low, high) } else { (1.0, 10.0) };
-        if self.log { log_scale(low, high, self.range.is_some()) } else { linear_scale(low, high, self.range.is_some()) }
+        let exact = self.range.is_some();
+        if self.log { log_scale(low, high, exact, labels) } else { linear_scale(low, high, exact) }
     }
 }
 
@@ -122,7 +124,7 @@ impl ValueFormatter<f64> for Scale {
 }
 
 /// From and to numbers that begin with 1, 2 or 5, unless they are `exact`.
-fn log_scale(low: f64, high: f64, exact: bool) -> Scale {
+fn log_scale(low: f64, high: f64, exact: bool, labels: u32) -> Scale {
     let steps = || {
         let first = low.log10().floor() as i32 - 1;
         let last = high.log10().ceil() as i32 + 1;
@@ -137,11 +139,11 @@ fn log_scale(low: f64, high: f64, exact: bool) -> Scale {
         (from, to) = (from / 2.0, to * 2.0);
     }
     let decades = (to / from).log10();
-    let stride = (decades / 10.0).ceil().max(1.0) as i32;
+    let stride = (decades / f64::from(labels.min(11))).ceil().max(1.0) as i32;
     let wanted = |step: f64| {
         let digits = step.log10();
-        let decade = (digits - digits.round()).abs() < 1e-9;
-        if decades > 3.2 { decade && (digits.round() as i32).rem_euclid(stride) == 0 } else { true }
+        let decade = (digits - digits.round()).abs() < 1e-9 && (digits.round() as i32).rem_euclid(stride) == 0;
+        decade || decades * 3.0 + 1.0 <= f64::from(labels.min(11))
     };
     let inside = |step: &f64| (from * 0.999_999..=to * 1.000_001).contains(step);
     let ticks = steps().filter(inside).filter(|&step| wanted(step)).collect();
@@ -302,8 +304,9 @@ impl Picture {
     fn draw(&self, area: &Area<'_>, legend: &Legend) -> Drawn {
         let points = || self.curves.iter().flat_map(|curve| curve.points.iter()).filter(|point| self.can_show(**point));
         let moments = self.moments.iter().flat_map(|(_, at)| at.iter().copied());
-        let x = self.x.scale(points().map(|point| point.0).chain(self.upright.iter().map(|mark| mark.at)).chain(moments));
-        let y = self.y.scale(points().map(|point| point.1).chain(self.across.iter().map(|mark| mark.at)));
+        let xs = points().map(|point| point.0).chain(self.upright.iter().map(|mark| mark.at)).chain(moments);
+        let ys = points().map(|point| point.1).chain(self.across.iter().map(|mark| mark.at));
+        let (x, y) = (self.x.scale(xs, self.size.0 / 48), self.y.scale(ys, self.size.1 / 24));
         let mut chart = ChartBuilder::on(area)
             .margin(MARGIN)
             .margin_top(MARGIN + CAPTION)
@@ -377,7 +380,8 @@ impl Picture {
             area.draw(&Circle::new((x, y), 3, style.colour.filled()))?;
         }
         if self.curves.len() > DISTINCT {
-            text(area, &(index + 1).to_string(), (x + 5, y - 8), 13, HPos::Left)?;
+            // Many end at the same share: one above the other, so that neighbours stay readable.
+            text(area, &(index + 1).to_string(), (x + 4, y - 8 - 12 * (index % 4) as i32), 13, HPos::Left)?;
         }
         Ok(())
     }
@@ -492,46 +496,43 @@ pub struct Bar {
 /// Greys that tell neighbours apart; numbers in the bars and in the legend tell the rest.
 const FILLS: [u8; 4] = [235, 150, 205, 120];
 
-/// Bars of parts that add up, one below the other. `kinds` are the names of the parts.
-pub fn stacked(title: &str, description: &str, label: &str, kinds: &[String], bars: &[Bar]) -> String {
-    const ROW: i32 = 34;
-    let unit = Unit::of(bars.iter().map(|bar| bar.parts.iter().map(|part| part.1).sum()));
+/// Bars that show how a whole is divided, one below the other, each with its whole in numbers at its end. `kinds` are
+/// the names of the parts.
+pub fn stacked(title: &str, description: &str, kinds: &[String], bars: &[Bar]) -> String {
+    const ROW: i32 = 32;
+    const BAR: i32 = 22;
+    let whole = |bar: &Bar| bar.parts.iter().map(|part| part.1).filter(|ns| *ns > 0.0).sum::<f64>();
+    let unit = Unit::of(bars.iter().map(whole));
     let numbered = kinds.iter().enumerate().map(|(n, kind)| (Symbol::Fill(n), format!("{}: {kind}", n + 1)));
     let legend = Legend::new(numbered);
     let names = bars.iter().map(|bar| wrapped(&clean(&bar.name)).swap_remove(0)).collect::<Vec<_>>();
     let letters = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let left = MARGIN as i32 + 10 + (letters as f64 * LETTER) as i32;
-    let top = (MARGIN + CAPTION) as i32;
-    let bottom = top + ROW * bars.len().max(1) as i32 + 8;
-    let right = left + 620;
-    let size = (right + 18 + legend.width + MARGIN as i32, (bottom + 56).max(top + legend.height));
-    let totals = bars.iter().map(|bar| bar.parts.iter().map(|part| unit.scaled(part.1)).sum());
-    let scale = linear_scale(0.0, totals.fold(0.0, f64::max).clamp(1e-9, 1e150), false);
-    let place = |value: f64| left + (value.clamp(0.0, scale.to) / scale.to * f64::from(right - left)) as i32;
+    let (top, right) = ((MARGIN + CAPTION) as i32, left + 560);
+    let bottom = top + ROW * bars.len() as i32;
+    let beside = right + 110;
+    let size = (beside + legend.width + MARGIN as i32, (bottom + 24).max(top + legend.height));
+    let place = |share: f64| left + (share.clamp(0.0, 1.0) * f64::from(right - left)).round() as i32;
     drawn((size.0 as u32, size.1 as u32), title, description, |area| {
         text(area, title, (MARGIN as i32, MARGIN as i32 + 8), 20, HPos::Left)?;
-        for &tick in &scale.ticks {
-            let at = place(tick);
-            area.draw(&PathElement::new([(at, top), (at, bottom)], RGBColor(215, 215, 215)))?;
-            text(area, &plain(tick), (at, bottom + 12), 14, HPos::Center)?;
-        }
-        let under = format!("{label}, {}", unit.name());
-        text(area, &under, (i32::midpoint(left, right), bottom + 36), 16, HPos::Center)?;
         for (row, (bar, name)) in bars.iter().zip(&names).enumerate() {
-            let y = top + ROW * row as i32 + 6;
-            text(area, name, (left - 8, y + 12), 15, HPos::Right)?;
-            let mut from = 0.0;
-            for &(kind, ns) in &bar.parts {
-                let to = from + unit.scaled(ns);
+            let y = top + ROW * row as i32;
+            text(area, name, (left - 8, y + BAR / 2), 15, HPos::Right)?;
+            let (whole, mut from) = (whole(bar), 0.0);
+            for &(kind, ns) in bar.parts.iter().filter(|part| part.1 > 0.0) {
+                let to = from + ns / whole;
                 let (start, end) = (place(from), place(to));
-                box_of(area, (start, y), (end, y + 24), kind)?;
-                if end - start > 14 {
-                    text(area, &(kind + 1).to_string(), (i32::midpoint(start, end), y + 12), 14, HPos::Center)?;
+                box_of(area, (start, y), (end, y + BAR), kind)?;
+                let label = format!("{}: {:.0} %", kind + 1, (to - from) * 100.0);
+                let label = if end - start > 60 { label } else { (kind + 1).to_string() };
+                if end - start > 12 {
+                    text(area, &label, (i32::midpoint(start, end), y + BAR / 2), 14, HPos::Center)?;
                 }
                 from = to;
             }
+            text(area, &unit.show(whole), (right + 8, y + BAR / 2), 15, HPos::Left)?;
         }
-        legend.draw(area, (right + 18, top + 18))?;
+        legend.draw(area, (beside, top + BAR / 2))?;
         area.present()
     })
 }
@@ -654,6 +655,11 @@ impl Unit {
         format!("{:.digits$}", self.scaled(ns))
     }
 
+    /// The number alone, without digits that an interval's end does not need.
+    pub fn brief(self, ns: f64) -> String {
+        if self.scaled(ns) >= 1000.0 { format!("{:.0}", self.scaled(ns)) } else { self.number(ns) }
+    }
+
     /// The number and its unit.
     pub fn show(self, ns: f64) -> String {
         format!("{} {}", self.number(ns), self.name())
@@ -664,7 +670,7 @@ impl Unit {
 fn plain(value: f64) -> String {
     let size = value.abs();
     if size > 0.0 && !(0.9e-4..1e6).contains(&size) {
-        return format!("{:.0$e}", usize::from(size / 10f64.powf(size.log10().floor()) % 1.0 > 1e-6));
+        return format!("{value:.1e}").replace(".0e", "e");
     }
     let digits = if size >= 10.0 || size == 0.0 { 1 } else { (2.0 - size.log10().floor()) as usize };
     let text = format!("{value:.digits$}");
@@ -703,8 +709,142 @@ pub(crate) fn needs_log(values: impl Iterator<Item = f64> + Clone) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn curve(name: &str, points: &[(f64, f64)]) -> Curve {
         Curve { name: name.to_owned(), points: points.to_vec() }
+    }
+
+    #[test]
+    fn draws_every_curve_its_bound_and_what_it_is() {
+        let curves = vec![curve("first", &[(1e4, 1.0), (2e4, 0.01)]), curve("second", &[(1e6, 1.0), (2e6, 0.01)])];
+        let bounds = [("bound".to_owned(), 5e5)];
+        let svg = Picture::ccdf("a title", "one-way latency", "share", curves, &bounds).svg();
+        for part in [
+            "role=\"img\" aria-label=\"a title\"",
+            "<title>a title</title>",
+            "first",
+            "second",
+            "bound 500.0 us",
+            "one-way latency, us",
+            ">\nshare\n<",
+        ] {
+            assert!(svg.contains(part), "{part}: {svg}");
+        }
+        // Both curves, in their lines' styles, and the bound.
+        assert!(svg.matches("<polyline").count() >= 3 && svg.contains("stroke-width=\"2\""));
+        // Four decades of time and two of shares, each with a label.
+        for label in ["10", "100", "1000", "1", "0.1", "0.01"] {
+            assert!(svg.contains(&format!(">\n{label}\n<")), "{label}: {svg}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_a_gap() {
+        let points = [(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0), (3.0, 2.0)];
+        let svg = Picture::new("", Axis::linear("x"), Axis::linear("y"), vec![curve("c", &points)]).svg();
+        let dots = svg.matches("<circle").count();
+        assert_eq!(dots, 1, "the point alone is a dot, the others are a line: {svg}");
+        assert!(!svg.contains("no samples"));
+        let empty = Picture::new("", Axis::log("x"), Axis::log("y"), vec![curve("c", &[(0.0, 1.0)])]).svg();
+        assert!(empty.contains("no samples"));
+    }
+
+    #[test]
+    fn more_curves_than_styles_have_numbers() {
+        let many = |count: usize| {
+            let curves = (0..count).map(|n| curve("c", &[(0.0, n as f64), (1.0, n as f64)])).collect();
+            Picture::new("", Axis::linear("x"), Axis::linear("y"), curves).svg()
+        };
+        assert!(!many(DISTINCT).contains("1: c"));
+        let numbered = many(DISTINCT + 1);
+        assert!(numbered.contains("1: c") && numbered.contains(&format!("{}: c", DISTINCT + 1)), "{numbered}");
+    }
+
+    #[test]
+    fn axes_begin_and_end_with_round_numbers() {
+        let scale = Axis::log("").scale([9.3, 23_890.0].into_iter(), 13);
+        assert_eq!((scale.from, scale.to), (5.0, 50_000.0));
+        assert_eq!(scale.ticks, [10.0, 100.0, 1_000.0, 10_000.0]);
+        let narrow = Axis::log("").scale([130.0, 390.0].into_iter(), 13);
+        assert_eq!((narrow.from, narrow.to, narrow.ticks), (100.0, 500.0, vec![100.0, 200.0, 500.0]));
+        let linear = Axis::linear("").scale([3.0, 97.0].into_iter(), 13);
+        assert_eq!((linear.from, linear.to, linear.ticks.len()), (0.0, 100.0, 6));
+        let one = Axis::linear("").scale([5.0].into_iter(), 13);
+        assert!(one.from < 5.0 && one.to > 5.0);
+    }
+
+    #[test]
+    fn numbers_of_axes_are_short() {
+        let numbers = [0.0, 0.1, 1e-4, 1e-5, 2e-5, 250.0, 10_000.0, 2e6, -0.5, 1.25];
+        assert_eq!(numbers.map(plain), ["0", "0.1", "0.0001", "1e-5", "2e-5", "250", "10000", "2e6", "-0.5", "1.25"]);
+    }
+
+    #[test]
+    fn units_suit_all_times() {
+        assert_eq!(Unit::of([11e3, 21e6].into_iter()), Unit::Micro);
+        assert_eq!(Unit::of([80.0, 400.0].into_iter()), Unit::Nano);
+        assert_eq!(Unit::of([2e6, 3e7].into_iter()), Unit::Milli);
+        assert_eq!(Unit::of([2e9].into_iter()), Unit::Second);
+        assert_eq!(Unit::of([0.0, f64::NAN].into_iter()), Unit::Micro);
+        assert_eq!((Unit::Micro.show(1234.0), Unit::Micro.brief(19_005_400.0)), ("1.2 us".to_owned(), "19005".to_owned()));
+    }
+
+    #[test]
+    fn long_names_take_two_lines_and_no_more() {
+        assert_eq!(wrapped("udp level 7"), ["udp level 7"]);
+        assert_eq!(wrapped("the first file of results, contended, udp level 7").len(), 2);
+        let cut = wrapped(&"x".repeat(100));
+        assert_eq!((cut.len(), cut[1].chars().count(), cut[1].ends_with('…')), (2, LEGEND_WRAP, true));
+    }
+
+    #[test]
+    fn bars_have_their_wholes_beside_them() {
+        let bars = [Bar { name: "one".to_owned(), parts: vec![(0, 30e3), (1, 90e3)] }];
+        let kinds = ["app-sched", "snd-rx"].map(str::to_owned);
+        let svg = stacked("title", "description", &kinds, &bars);
+        for part in ["1: 25 %", "2: 75 %", "120.0 us", "1: app-sched", "<desc>description</desc>"] {
+            assert!(svg.contains(part), "{part}: {svg}");
+        }
+    }
+
+    #[test]
+    fn thinning_keeps_the_extremes_of_each_column() {
+        let column = |x: i32| [5, 9, 1, 4].map(|y| (x, y));
+        assert_eq!(thinned(column(3).into_iter()), [(3, 5), (3, 9), (3, 1), (3, 4)]);
+        let many = (0..10_000).map(|n| (n / 1000, n % 7));
+        assert!(thinned(many).len() <= 40);
+    }
+
+    proptest! {
+        #[test]
+        fn any_points_can_be_drawn(
+            points in prop::collection::vec((any::<f64>(), any::<f64>()), 0..40),
+            marks in prop::collection::vec(any::<f64>(), 0..3),
+            (x_log, y_log) in any::<(bool, bool)>(),
+        ) {
+            let axis = |log| if log { Axis::log("a") } else { Axis::linear("a") };
+            let marks: Vec<Mark> = marks.into_iter().map(|at| Mark { name: "m".to_owned(), at }).collect();
+            let picture = Picture {
+                upright: marks.clone(),
+                across: marks,
+                dots: Dots::All,
+                ..Picture::new("t", axis(x_log), axis(y_log), vec![curve("c", &points)])
+            };
+            let svg = picture.svg();
+            prop_assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN") && !svg.contains("inf"), "{}", svg);
+            let named = points.iter().map(|&(ns, share)| (ns, share)).collect::<Vec<_>>();
+            let bounds = [("b".to_owned(), points.first().map_or(0.0, |point| point.0))];
+            prop_assert!(Picture::ccdf("t", "s", "y", vec![curve("c", &named)], &bounds).svg().ends_with("</svg>\n"));
+            let parts = points.iter().map(|point| (0, point.0)).collect();
+            let bar = Bar { name: "b".to_owned(), parts };
+            prop_assert!(stacked("t", "d", &["k".to_owned()], &[bar]).ends_with("</svg>\n"));
+        }
+
+        #[test]
+        fn no_text_leaves_its_place(text in "\\PC{0,10}[<>&\"'\u{0}-\u{1f}]{0,6}") {
+            let escaped = escape(&text);
+            prop_assert!(!escaped.contains(['<', '>', '"', '\'']) && !escaped.chars().any(char::is_control));
+        }
     }
 }

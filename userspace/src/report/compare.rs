@@ -31,7 +31,7 @@ impl Ratio {
     /// From where to where it lies, for people.
     pub fn interval(&self) -> Option<String> {
         let end = |end: Option<f64>| end.map_or("?".to_owned(), show);
-        self.interval.map(|(low, high)| format!("{} to {}", end(low), end(high)))
+        self.interval.map(|(low, high)| format!("{}–{}", end(low), end(high)))
     }
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Ratio {
 }
 
 /// Three digits, or whole from 100 on.
-fn show(value: f64) -> String {
+pub(super) fn show(value: f64) -> String {
     let digits = match value {
         value if value >= 99.95 => 0,
         value if value >= 9.995 => 1,
@@ -126,9 +126,9 @@ mod tests {
     fn a_ratio_is_at_least_low_over_high() {
         let ratio = Ratio::of_percentiles(&of(200, 180, Some(240)), &of(100, 90, Some(120))).unwrap();
         assert_eq!((ratio.value, ratio.interval), (2.0, Some((Some(1.5), Some(240.0 / 90.0)))));
-        assert_eq!(ratio.interval().unwrap(), "1.50 to 2.67");
+        assert_eq!(ratio.interval().unwrap(), "1.50–2.67");
         let open = Ratio::of_percentiles(&of(200, 180, None), &of(100, 90, Some(120))).unwrap();
-        assert_eq!(open.interval().unwrap(), "1.50 to ?");
+        assert_eq!(open.interval().unwrap(), "1.50–?");
     }
 
     #[test]

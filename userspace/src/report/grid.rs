@@ -7,6 +7,8 @@ use crate::{
 
 /// What stands where there is no value.
 const ABSENT: &str = "-";
+/// Words of so many letters stay in one line.
+const UNBROKEN: usize = 24;
 
 /// A table.
 pub(super) struct Grid {
@@ -115,7 +117,8 @@ impl Grid {
     /// As text, if wished with the intervals of values.
     pub fn text(&self, intervals: bool) -> String {
         let shown = self.shown();
-        let mut table = Table::new(shown.iter().map(|&column| self.columns[column].name.as_str()));
+        let header: Vec<String> = shown.iter().map(|&column| clean(&self.columns[column].name)).collect();
+        let mut table = Table::new(header.iter().map(String::as_str));
         for (place, &column) in shown.iter().enumerate() {
             if self.columns[column].words {
                 table = table.left(place);
@@ -130,16 +133,25 @@ impl Grid {
     /// As HTML. The first column names the rows.
     pub fn html(&self) -> String {
         let shown = self.shown();
-        let class = |column: usize| if self.columns[column].words { " class=\"w\"" } else { "" };
-        let mut html = format!("<div class=\"t\" tabindex=\"0\" role=\"region\" aria-label=\"{0}\"><table><caption>{0}</caption><thead><tr>", self.title);
+        let class = |column: usize, length: usize| match (self.columns[column].words, length <= UNBROKEN) {
+            (true, true) => " class=\"w n\"",
+            (true, false) => " class=\"w\"",
+            (false, _) => "",
+        };
+        let mut html = format!(
+            "<div class=\"t\" tabindex=\"0\" role=\"region\" aria-label=\"{0}\"><table><caption>{0}</caption><thead><tr>",
+            self.title
+        );
         for &column in &shown {
-            html += &format!("<th scope=\"col\"{}>{}</th>", class(column), escape(&self.columns[column].name));
+            let name = &self.columns[column].name;
+            html += &format!("<th scope=\"col\"{}>{}</th>", class(column, name.len()), escape(name));
         }
         html += "</tr></thead><tbody>\n";
         for row in &self.rows {
             html += "<tr>";
             for (place, &column) in shown.iter().enumerate() {
-                let (class, cell) = (class(column), row[column].html());
+                let length = row[column].value.as_ref().map_or(0, |value| value.chars().count());
+                let (class, cell) = (class(column, length), row[column].html());
                 html += &if place == 0 {
                     format!("<th scope=\"row\"{class}>{cell}</th>")
                 } else {
@@ -177,14 +189,14 @@ mod tests {
 
     #[test]
     fn text_is_aligned_and_has_intervals_on_demand() {
-        assert_eq!(grid().text(false), "run           p50 us\n<b>              1.5\nqjump\u{fffd}[31m       -\n");
+        assert_eq!(grid().text(false), "run         p50 us\n<b>            1.5\nqjump\u{fffd}[31m       -\n");
         assert!(grid().text(true).contains("1.5 (1 to 2)"));
     }
 
     #[test]
     fn html_is_escaped_and_has_headers() {
         let html = grid().html();
-        assert!(html.contains("<th scope=\"row\" class=\"w\">&lt;b&gt;</th>") && !html.contains("<b>"), "{html}");
+        assert!(html.contains("<th scope=\"row\" class=\"w n\">&lt;b&gt;</th>") && !html.contains("<b>"), "{html}");
         assert!(html.contains("<th scope=\"col\">p50 us</th>") && !html.contains("level"), "{html}");
         assert!(html.contains("1.5<small>1 to 2</small>"), "{html}");
     }

@@ -1,9 +1,9 @@
 //! The pictures of a report.
 
-use super::{Report, Sampled, Unusable, tables::sample_meaning};
+use super::{Report, Sampled, Unusable, tables::sample_name};
 use crate::{
     chart::{self, Axis, Bar, Curve, DISTINCT, Dots, Mark, Picture, Unit},
-    measure::result::{Distribution, Interval, Stream},
+    measure::result::{Distribution, Interval, Sample, Stream},
 };
 
 /// More curves than this make no picture.
@@ -30,16 +30,14 @@ pub(super) fn single(report: &Report, name: Option<&str>) -> Result<String, Unus
 /// Complementary distributions: those of one kind of sample together, as long as they can be told apart.
 pub(super) fn distributions(report: &Report) -> Vec<Picture> {
     let mut pictures = Vec::new();
-    for kind in grouped(report.streams(), |sampled| sample_meaning(sampled.stream.sample).to_owned()) {
-        let meaning = sample_meaning(kind[0].stream.sample);
-        let title = meaning.split(':').next().unwrap_or(meaning);
-        let title = format!("Distribution: {title}");
+    for kind in grouped(report.streams(), |sampled| sample_name(sampled.stream.sample).to_owned()) {
+        let title = format!("Distribution of {}", axis_names(&kind).2);
         if kind.len() <= DISTINCT {
             pictures.push(ccdf(report, &title, &kind));
             continue;
         }
         for stream in grouped(kind.into_iter(), |sampled| sampled.stream.name.clone()) {
-            let name = stream[0].stream.name.clone();
+            let name = &stream[0].stream.name;
             pictures.extend(stream.chunks(DISTINCT).map(|part| ccdf(report, &format!("{title}, {name}"), part)));
         }
     }
@@ -81,7 +79,7 @@ fn ccdf(report: &Report, title: &str, streams: &[Sampled<'_>]) -> Picture {
     if dropped > 0 {
         title += &format!(" ({dropped} more not shown)");
     }
-    let (sample, samples) = axis_names(streams);
+    let (sample, samples, _) = axis_names(streams);
     let names: Vec<&str> = curves.iter().map(|curve| curve.name.as_str()).collect();
     let description = format!(
         "The share of {samples} that took longer than a time, both on log axes, for {}.{}",
@@ -114,21 +112,20 @@ fn named_bounds(mut bounds: Vec<(String, f64)>) -> Vec<(String, f64)> {
     named
 }
 
-/// What one sample is, and several are, on axes.
-fn axis_names(streams: &[Sampled<'_>]) -> (&'static str, &'static str) {
-    use crate::measure::result::Sample;
+/// What one time is, what it is of, and what many are.
+fn axis_names(streams: &[Sampled<'_>]) -> (&'static str, &'static str, &'static str) {
     let mut kinds = streams.iter().map(|sampled| sampled.stream.sample);
     let first = kinds.next();
     if kinds.any(|kind| Some(kind) != first) {
-        return ("time", "samples");
+        return ("time", "samples", "times");
     }
     match first {
-        Some(Sample::Rtt) => ("round-trip time", "messages"),
-        Some(Sample::OneWay) => ("one-way time", "messages"),
-        Some(Sample::Request) => ("time of a request", "requests"),
-        Some(Sample::ClockOffset) => ("clock offset", "samples"),
-        Some(Sample::Step) => ("time of a step", "steps"),
-        None => ("time", "samples"),
+        Some(Sample::Rtt) => ("round-trip time", "messages", "round-trip times"),
+        Some(Sample::OneWay) => ("one-way time", "messages", "one-way times"),
+        Some(Sample::Request) => ("time of a request", "requests", "times of requests"),
+        Some(Sample::ClockOffset) => ("clock offset", "samples", "clock offsets"),
+        Some(Sample::Step) => ("time of a step", "steps", "times of steps"),
+        None => ("time", "samples", "times"),
     }
 }
 
@@ -184,15 +181,13 @@ fn series(report: &Report, sampled: &Sampled<'_>, unit: Unit, x: Axis, y: Axis) 
     let curves = vec![curve("p50", |i| i.p50_ns), curve("p99", |i| i.p99_ns), curve("max", |i| i.max_ns)];
     let losses: Vec<&Interval> = stream.series.iter().filter(|interval| interval.lost > 0).collect();
     let lost = losses.iter().fold(0u64, |sum, interval| sum.saturating_add(interval.lost));
-    let moments = (lost > 0).then(|| {
-        (format!("lost, {lost} in all"), losses.iter().map(|interval| interval.at_ns as f64 / 1e9).collect())
-    });
+    let moments = losses.iter().map(|interval| interval.at_ns as f64 / 1e9).collect();
     let bound = stream.bound_ns.map(|ns| Mark { name: format!("bound {}", unit.show(ns as f64)), at: unit.scaled(ns as f64) });
     let label = report.label(sampled);
     Picture {
         description: format!("Median, 99th percentile and maximum of each interval of {label}; {lost} lost."),
         across: bound.into_iter().collect(),
-        moments,
+        moments: Some((format!("lost, {lost} in all"), moments)),
         size: (500, 230),
         ..Picture::new(label, x, y, curves)
     }
@@ -213,8 +208,8 @@ pub(super) fn segments(report: &Report) -> Option<String> {
         }
         bars.push(Bar { name: report.label(&sampled), parts });
     }
-    let description = "The mean times between the kernel's stamps on a message's way, stacked; the table has the numbers.";
-    (!bars.is_empty()).then(|| chart::stacked("Where the time goes", description, "mean time", &kinds, &bars))
+    let description = "How the mean time between the kernel's stamps divides; the table has the numbers.";
+    (!bars.is_empty()).then(|| chart::stacked("Mean time from stamp to stamp", description, &kinds, &bars))
 }
 
 /// What experiments draw across their runs: pictures and their names.

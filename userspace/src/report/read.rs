@@ -176,18 +176,21 @@ mod tests {
     use serde_json::json;
 
     fn small() -> Value {
+        let response = json!({
+            "samples": 3, "min_ns": 5, "mean_ns": 6, "max_ns": 7, "percentiles": [], "histogram": [[5, 2], [7, 1]],
+        });
+        let stream = json!({
+            "name": "s", "sample": "rtt", "level": null, "bound_ns": null, "violations": null, "response": response,
+            "service": null, "lateness": null, "segments": [], "counts": null, "worst": [], "series": [],
+            "generator": null,
+        });
+        let run = json!({
+            "name": "one", "about": "", "duration_ns": 1, "warm_up_ns": 0, "streams": [stream], "figures": [],
+        });
         json!({
             "schema_version": 1, "tool": "qjump 0.1.0", "name": "measurement", "title": "A title", "started_unix_ns": 0,
-            "command": ["qjump"], "host": {}, "emulated": false, "setting": null, "curves": [], "claims": [], "notes": [],
-            "runs": [{
-                "name": "one", "about": "", "duration_ns": 1, "warm_up_ns": 0, "figures": [],
-                "streams": [{
-                    "name": "s", "sample": "rtt", "level": null, "bound_ns": null, "violations": null, "service": null,
-                    "lateness": null, "segments": [], "counts": null, "worst": [], "series": [], "generator": null,
-                    "response": {"samples": 3, "min_ns": 5, "mean_ns": 6, "max_ns": 7, "percentiles": [],
-                                 "histogram": [[5, 2], [7, 1]]},
-                }],
-            }],
+            "command": ["qjump"], "host": {}, "emulated": false, "setting": null, "runs": [run], "curves": [],
+            "claims": [], "notes": [],
         })
     }
 

@@ -86,9 +86,9 @@ fn time(unit: Unit, ns: Option<u64>) -> Cell {
 
 fn percentile(unit: Unit, distribution: &Distribution, percent: f64) -> Cell {
     let found = compare::find(distribution, percent);
-    let end = |ns: u64| unit.number(ns as f64);
+    let end = |ns: u64| unit.brief(ns as f64);
     let interval = found.map(|percentile| {
-        format!("{} to {}", end(percentile.low_ns), percentile.high_ns.map_or("?".to_owned(), end))
+        format!("{}–{}", end(percentile.low_ns), percentile.high_ns.map_or("?".to_owned(), end))
     });
     time(unit, found.map(|percentile| percentile.ns)).within(interval)
 }
@@ -362,7 +362,7 @@ pub(super) fn verdicts(report: &Report) -> Vec<String> {
                 "{label}: {over} of {} samples over the bound of {}, the largest {} times as long.",
                 stream.response.samples,
                 show_ns(bound as f64),
-                digits(largest as f64 / bound.max(1) as f64)
+                compare::show(largest as f64 / bound.max(1) as f64)
             ));
         }
         if let Some(generator) = stream.generator.as_ref().filter(|generator| generator.limited) {
