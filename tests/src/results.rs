@@ -91,7 +91,8 @@ pub fn stream(random: &mut Random, level: u8, samples: u64, network: Network, bo
             max_ns: here.max_ns(),
         });
     }
-    let segments = parts.map(|(name, times)| Segment { name: name.to_owned(), times: times.distribution(), missing: 3 });
+    let segments =
+        parts.map(|(name, times)| Segment { name: name.to_owned(), times: times.distribution(), missing: 3 });
     Stream {
         name: format!("udp level {level}"),
         sample: Sample::Rtt,
@@ -125,10 +126,7 @@ pub fn run(random: &mut Random, name: &str, samples: u64, network: Network, bulk
         about: format!("probes, {name}"),
         duration_ns: 10_000_000_000,
         warm_up_ns: 1_000_000_000,
-        streams: vec![
-            stream(random, 7, samples, network, Some(2_843_000)),
-            stream(random, 0, samples, slower, None),
-        ],
+        streams: vec![stream(random, 7, samples, network, Some(2_843_000)), stream(random, 0, samples, slower, None)],
         figures: bulk_bps.map(figure).into_iter().collect(),
     }
 }
@@ -137,17 +135,21 @@ pub fn run(random: &mut Random, name: &str, samples: u64, network: Network, bulk
 pub fn experiment(seed: u64, samples: u64) -> Document {
     let random = &mut Random::new(seed);
     let mut document = Document::new("switch-queue", "Probes beside iperf3 through one 100 Mbit/s switch port");
-    document.command = ["qjump", "testbed", "run", "switch-queue", "--assert", "p99.9<300us"].map(str::to_owned).to_vec();
+    document.command =
+        ["qjump", "testbed", "run", "switch-queue", "--assert", "p99.9<300us"].map(str::to_owned).to_vec();
     document.started_unix_ns = 1_795_391_999_000_000_000 + seed;
     document.emulated = true;
-    document.host = json!({"kernel": "6.18.0", "cpus": 2, "governor": null, "interfaces": [{"name": "eth0", "driver": "veth"}]});
-    document.setting = json!({"rack": {"hosts": 8, "link_rate_bps": 100_000_000u64, "queueing": "strict"}, "bulk": ["iperf3"]});
+    document.host =
+        json!({"kernel": "6.18.0", "cpus": 2, "governor": null, "interfaces": [{"name": "eth0", "driver": "veth"}]});
+    document.setting =
+        json!({"rack": {"hosts": 8, "link_rate_bps": 100_000_000u64, "queueing": "strict"}, "bulk": ["iperf3"]});
     document.runs = vec![
         run(random, "alone", samples, ALONE, None),
         run(random, "contended", samples, CONTENDED, Some(93.6e6)),
         run(random, "qjump", samples, QJUMP, Some(93.5e6)),
     ];
-    let claim = |claim: &str, holds, measured: &str| Claim { claim: claim.to_owned(), holds, measured: measured.to_owned() };
+    let claim =
+        |claim: &str, holds, measured: &str| Claim { claim: claim.to_owned(), holds, measured: measured.to_owned() };
     document.claims = vec![
         claim("p99 with qjump at least 5 times better than contended", Some(true), "74 times"),
         claim("max < bound with qjump", Some(false), "2.9 ms of 2.843 ms"),

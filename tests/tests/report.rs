@@ -55,7 +55,16 @@ fn written(files: &[&Path], output: &Path) -> Result<String> {
 fn browser(folder: &Folder, arguments: &[&str], page: &Path) -> Result<Output> {
     let profile = format!("--user-data-dir={}", folder.file("profile").display());
     let output = Command::new("timeout")
-        .args(["120", "unshare", "--net", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"])
+        .args([
+            "120",
+            "unshare",
+            "--net",
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+        ])
         // What pages say to the console goes to standard error.
         .args(["--enable-logging=stderr", &profile])
         .args(arguments)
@@ -129,7 +138,9 @@ fn a_browser_without_network_shows_all_of_it() -> Result<()> {
         let shown = browser(&folder, &["--dump-dom"], &page)?;
         assert_eq!(console(&shown), [""; 0]);
         let dom = String::from_utf8(shown.stdout)?;
-        for part in ["alone", "contended", "&lt;script&gt;alert(1)&lt;/script&gt;", "udp level 7", "does not hold", "Emulated"] {
+        for part in
+            ["alone", "contended", "&lt;script&gt;alert(1)&lt;/script&gt;", "udp level 7", "does not hold", "Emulated"]
+        {
             assert!(dom.contains(part), "{part}");
         }
         assert_eq!(dom.matches("<svg").count(), pictures, "{name}");
@@ -221,8 +232,12 @@ fn every_form_is_written_and_results_come_from_a_pipe_too() -> Result<()> {
     succeeded(&report(&[&file], &["--run", "qjump", "--stream", "udp level 7", "--output", &output])?)?;
     assert!(fs::read_to_string(&output)?.starts_with("       Value     Percentile TotalCount"));
     let json: Value = serde_json::from_str(&succeeded(&report(&[&file], &["--json"])?)?)?;
-    assert_eq!((&json["schema_version"], &json["documents"][0]["name"]), (&SCHEMA_VERSION.into(), &"switch-queue".into()));
-    let piped = Command::new(binary()).args(["report", "-", "--title", "My own"]).stdin(fs::File::open(&file)?).output()?;
+    assert_eq!(
+        (&json["schema_version"], &json["documents"][0]["name"]),
+        (&SCHEMA_VERSION.into(), &"switch-queue".into())
+    );
+    let piped =
+        Command::new(binary()).args(["report", "-", "--title", "My own"]).stdin(fs::File::open(&file)?).output()?;
     assert!(succeeded(&piped)?.starts_with("My own\n"));
     assert_eq!(fs::read_dir(&folder.0)?.count(), 7, "no temporary file is left");
     Ok(())
@@ -248,7 +263,10 @@ fn what_cannot_be_read_is_named_with_the_place() -> Result<()> {
     check(&into, 1, &["bad.json", "No such file"])?;
     for (content, parts) in [
         (text[..text.len() / 2].to_owned(), vec!["bad.json", "line 1, column", "EOF", "^"]),
-        (text.replace("\"schema_version\":1", "\"schema_version\":2"), vec!["bad.json", "version 2", "version 1", "tool"]),
+        (
+            text.replace("\"schema_version\":1", "\"schema_version\":2"),
+            vec!["bad.json", "version 2", "version 1", "tool"],
+        ),
         (text.replace("\"samples\":500", "\"samples\":\"many\""), vec!["line 1, column", "\"many\"", "expected u64"]),
         (text.replace("\"sample\":\"rtt\"", "\"sample\":\"half\""), vec!["`half`", "one-way"]),
         (text.replace("\"name\":\"contended\"", "\"name\":\"alone\""), vec!["runs[1]", "second run", "alone"]),

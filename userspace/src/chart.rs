@@ -401,7 +401,11 @@ impl Plot {
         // One below the other, so that neighbours stay readable, and on the side where there is room.
         let y = self.top + 10 + 18 * (index % 12);
         let left_of_it = at - self.left > (self.right - self.left) * 3 / 5;
-        if left_of_it { text(area, name, (at - 6, y), 15, HPos::Right) } else { text(area, name, (at + 6, y), 15, HPos::Left) }
+        if left_of_it {
+            text(area, name, (at - 6, y), 15, HPos::Right)
+        } else {
+            text(area, name, (at + 6, y), 15, HPos::Left)
+        }
     }
 
     fn across(&self, area: &Area<'_>, at: i32, name: &str) -> Drawn {
@@ -787,7 +791,10 @@ mod tests {
         assert_eq!(Unit::of([2e6, 3e7].into_iter()), Unit::Milli);
         assert_eq!(Unit::of([2e9].into_iter()), Unit::Second);
         assert_eq!(Unit::of([0.0, f64::NAN].into_iter()), Unit::Micro);
-        assert_eq!((Unit::Micro.show(1234.0), Unit::Micro.brief(19_005_400.0)), ("1.2 us".to_owned(), "19005".to_owned()));
+        assert_eq!(
+            (Unit::Micro.show(1234.0), Unit::Micro.brief(19_005_400.0)),
+            ("1.2 us".to_owned(), "19005".to_owned())
+        );
     }
 
     #[test]

@@ -60,8 +60,9 @@ fn sample() -> impl Strategy<Value = Sample> {
 }
 
 fn interval() -> impl Strategy<Value = Interval> {
-    any::<(u64, u64, u64, Option<u64>, Option<u64>, Option<u64>)>()
-        .prop_map(|(at_ns, samples, lost, p50_ns, p99_ns, max_ns)| Interval { at_ns, samples, lost, p50_ns, p99_ns, max_ns })
+    any::<(u64, u64, u64, Option<u64>, Option<u64>, Option<u64>)>().prop_map(
+        |(at_ns, samples, lost, p50_ns, p99_ns, max_ns)| Interval { at_ns, samples, lost, p50_ns, p99_ns, max_ns },
+    )
 }
 
 fn counts() -> impl Strategy<Value = Counts> {
@@ -82,10 +83,13 @@ fn counts() -> impl Strategy<Value = Counts> {
 fn stream() -> impl Strategy<Value = Stream> {
     let segment = (text(), distribution(), any::<u64>());
     let segment = segment.prop_map(|(name, times, missing)| Segment { name, times, missing });
-    let worst = any::<[u64; 4]>()
-        .prop_map(|[sequence, at_ns, ns, lateness_ns]| Worst { sequence, at_ns, ns, lateness_ns });
-    let generator = (any::<(bool, bool)>(), option::of(text()))
-        .prop_map(|((limited, real_time), why)| Generator { limited, why, real_time });
+    let worst =
+        any::<[u64; 4]>().prop_map(|[sequence, at_ns, ns, lateness_ns]| Worst { sequence, at_ns, ns, lateness_ns });
+    let generator = (any::<(bool, bool)>(), option::of(text())).prop_map(|((limited, real_time), why)| Generator {
+        limited,
+        why,
+        real_time,
+    });
     let times = (distribution(), option::of(distribution()), option::of(distribution()), vec(segment, 0..4));
     let more = (option::of(counts()), vec(worst, 0..3), vec(interval(), 0..5), option::of(generator));
     let about = (text(), sample(), any::<(Option<u8>, Option<u64>, Option<u64>)>());
@@ -126,18 +130,23 @@ fn run() -> impl Strategy<Value = Run> {
 }
 
 fn value() -> impl Strategy<Value = Value> {
-    (text(), text(), any::<Option<i64>>()).prop_map(|(name, text, number)| {
-        json!({ name.clone(): text.clone(), "list": [text, number, { name: ["deep"] }] })
-    })
+    (text(), text(), any::<Option<i64>>()).prop_map(
+        |(name, text, number)| json!({ name.clone(): text.clone(), "list": [text, number, { name: ["deep"] }] }),
+    )
 }
 
 fn document() -> impl Strategy<Value = Document> {
     let points = vec(any::<(f64, f64)>(), 0..10);
     let picture = prop_oneof![Just("one".to_owned()), text()];
-    let curve = (picture, text(), text(), text(), points)
-        .prop_map(|(picture, name, x, y, points)| Curve { picture, name, x, y, points });
-    let claim = (text(), any::<Option<bool>>(), text())
-        .prop_map(|(claim, holds, measured)| Claim { claim, holds, measured });
+    let curve = (picture, text(), text(), text(), points).prop_map(|(picture, name, x, y, points)| Curve {
+        picture,
+        name,
+        x,
+        y,
+        points,
+    });
+    let claim =
+        (text(), any::<Option<bool>>(), text()).prop_map(|(claim, holds, measured)| Claim { claim, holds, measured });
     let about = (text(), text(), text(), any::<(u64, bool)>(), vec(text(), 0..4), value(), value());
     let results = (vec(run(), 0..4), vec(curve, 0..12), vec(claim, 0..3), vec(text(), 0..3));
     (about, results).prop_map(|(about, (runs, curves, claims, notes))| {
@@ -168,9 +177,9 @@ fn tags(html: &str) -> Vec<&str> {
 }
 
 const ELEMENTS: [&str; 40] = [
-    "body", "caption", "circle", "dd", "desc", "details", "div", "dl", "dt", "figure", "h1", "h2", "head", "header", "html",
-    "li", "line", "main", "ol", "p", "polyline", "polygon", "pre", "rect", "section", "small", "strong", "style", "summary",
-    "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul", "!DOCTYPE",
+    "body", "caption", "circle", "dd", "desc", "details", "div", "dl", "dt", "figure", "h1", "h2", "head", "header",
+    "html", "li", "line", "main", "ol", "p", "polyline", "polygon", "pre", "rect", "section", "small", "strong",
+    "style", "summary", "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul", "!DOCTYPE",
 ];
 
 /// Every element is one of ours, is closed where it should be, and has no attribute that runs anything.
@@ -259,7 +268,9 @@ fn files_are_compared_run_by_run() {
     assert!(ratio["low"].as_f64() < Some(1.0) && ratio["high"].as_f64() > Some(1.0), "{ratio}");
     let slower = comparisons.iter().find(|pair| pair["run"]["name"] == "contended").expect("contended");
     assert!(slower["streams"][0]["p50"]["low"].as_f64() > Some(100.0), "{slower}");
-    assert!(json["documents"][0]["runs"][0]["streams"][0]["response"]["histogram"].as_array().is_some_and(Vec::is_empty));
+    assert!(
+        json["documents"][0]["runs"][0]["streams"][0]["response"]["histogram"].as_array().is_some_and(Vec::is_empty)
+    );
 }
 
 #[test]
@@ -318,4 +329,19 @@ fn a_run_without_samples_is_said_and_drawn_as_empty() {
     let (html, text) = (report.html(), report.text(false));
     assert!(html.contains("no samples") && html.contains("alone: no samples."), "{html}");
     assert!(text.contains("alone: no samples.") && text.contains("run 'nothing' has no results"), "{text}");
+}
+
+#[test]
+fn an_experiments_curves_are_its_picture() {
+    let report = Report::new(vec![results::sweep(1)]);
+    let (first, latency) = (report.svg(None).expect("the first"), report.svg(Some("latency")).expect("by its name"));
+    assert!(first.contains("requests, 1/s") && !first.contains("p99"), "{first}");
+    // Linear from 0 to a round number; and a log axis where values span decades.
+    assert!(first.contains(">\n40000\n<") && first.contains(">\n10000\n<") && first.contains(">\n0\n<"), "{first}");
+    for label in ["100", "1000", "10000", "p50", "p99", "rate of the level, Mbit/s"] {
+        assert!(latency.contains(&format!(">\n{label}\n<")), "{label}: {latency}");
+    }
+    let distribution = report.svg(Some("distribution")).expect("always there");
+    assert!(distribution.contains("round-trip time, us") && distribution.contains("bound"), "{distribution}");
+    assert_eq!(report.html().matches("<svg").count(), 2 + 1 + 2 + 1);
 }

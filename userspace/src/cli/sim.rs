@@ -640,7 +640,8 @@ impl SensitivityCommand {
             ];
             let title = format!("Simulated: {} hosts send to one, each f packets an epoch", self.hosts);
             let bound = Mark { name: format!("bound at f = 1: {}", show_ns(bound_ns)), at: bound_ns / 1e3 };
-            let longest = curves.iter().flat_map(|curve| curve.points.iter()).map(|point| point.1).fold(bound.at, f64::max);
+            let longest =
+                curves.iter().flat_map(|curve| curve.points.iter()).map(|point| point.1).fold(bound.at, f64::max);
             // What grows without end leaves the picture rather than flattening the rest.
             let top = longest.min(4.0 * bound.at) * 1.05;
             let (x, y) = (Axis::linear("factor f"), Axis::linear("longest time in the network, us").over(0.0, top));

@@ -173,16 +173,11 @@ mod tests {
     use super::*;
 
     fn grid() -> Grid {
-        let mut grid = Grid::new("A table", vec![
-            Column::words("run"),
-            Column::number("level").if_any(),
-            Column::number("p50 us"),
-        ]);
-        grid.row(vec![
-            Cell::words("<b>"),
-            Cell::of(None::<u8>),
-            Cell::of(Some(1.5)).within(Some("1 to 2".to_owned())),
-        ]);
+        let mut grid = Grid::new(
+            "A table",
+            vec![Column::words("run"), Column::number("level").if_any(), Column::number("p50 us")],
+        );
+        grid.row(vec![Cell::words("<b>"), Cell::of(None::<u8>), Cell::of(Some(1.5)).within(Some("1 to 2".to_owned()))]);
         grid.row(vec![Cell::words("qjump\u{1b}[31m"), Cell::of(None::<u8>), Cell::of(None::<u8>)]);
         grid
     }

@@ -64,7 +64,11 @@ fn about(report: &Report) -> String {
 /// As a shell reads it back.
 fn quoted(word: &str) -> String {
     let plain = |letter: char| letter.is_alphanumeric() || "-_./:,=@%+".contains(letter);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 fn section(title: &str, parts: &[String]) -> String {
@@ -114,7 +118,9 @@ fn settings(report: &Report) -> String {
                 })
             })
             .collect();
-        for (name, value) in [("Runs", &Value::Array(runs)), ("Setting", &document.setting), ("Machine", &document.host)] {
+        for (name, value) in
+            [("Runs", &Value::Array(runs)), ("Setting", &document.setting), ("Machine", &document.host)]
+        {
             if !is_empty(value) {
                 html += &format!("<details><summary>{name}{label}</summary>\n{}</details>\n", tree(value));
             }
@@ -136,7 +142,8 @@ fn is_empty(value: &Value) -> bool {
 fn tree(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escape(name), tree(value)));
+            let fields =
+                fields.iter().map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escape(name), tree(value)));
             format!("<dl>{}</dl>", fields.collect::<Vec<_>>().join("\n"))
         }
         Value::Array(items) if items.iter().any(|item| item.is_object() || item.is_array()) => {

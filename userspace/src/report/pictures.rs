@@ -155,7 +155,8 @@ pub(super) fn over_time(report: &Report) -> Vec<Picture> {
     let times = intervals().flat_map(|i| [i.p50_ns, i.p99_ns, i.max_ns]).flatten().chain(bounds).filter(|&ns| ns > 0);
     let times: Vec<f64> = times.map(|ns| ns as f64).collect();
     let unit = Unit::of(times.iter().copied());
-    let (low, high) = times.iter().fold((f64::INFINITY, 0.0), |(low, high), &ns| (f64::min(low, ns), f64::max(high, ns)));
+    let (low, high) =
+        times.iter().fold((f64::INFINITY, 0.0), |(low, high), &ns| (f64::min(low, ns), f64::max(high, ns)));
     let longest = intervals().map(|interval| interval.at_ns).max().unwrap_or(0) as f64 / 1e9;
     let height = if low < high {
         // Whole decades: what is above one another then has the same labels.
@@ -182,7 +183,8 @@ fn series(report: &Report, sampled: &Sampled<'_>, unit: Unit, x: Axis, y: Axis) 
     let losses: Vec<&Interval> = stream.series.iter().filter(|interval| interval.lost > 0).collect();
     let lost = losses.iter().fold(0u64, |sum, interval| sum.saturating_add(interval.lost));
     let moments = losses.iter().map(|interval| interval.at_ns as f64 / 1e9).collect();
-    let bound = stream.bound_ns.map(|ns| Mark { name: format!("bound {}", unit.show(ns as f64)), at: unit.scaled(ns as f64) });
+    let bound =
+        stream.bound_ns.map(|ns| Mark { name: format!("bound {}", unit.show(ns as f64)), at: unit.scaled(ns as f64) });
     let label = report.label(sampled);
     Picture {
         description: format!("Median, 99th percentile and maximum of each interval of {label}; {lost} lost."),
@@ -215,7 +217,8 @@ pub(super) fn segments(report: &Report) -> Option<String> {
 /// What experiments draw across their runs: pictures and their names.
 pub(super) fn experiment(report: &Report) -> Vec<(String, Picture)> {
     let several = report.sources.len() > 1;
-    let curves = report.sources.iter().flat_map(|source| source.document.curves.iter().map(move |curve| (source, curve)));
+    let curves =
+        report.sources.iter().flat_map(|source| source.document.curves.iter().map(move |curve| (source, curve)));
     let groups = grouped(curves, |(_, curve)| format!("{}\0{}\0{}", curve.picture, curve.x, curve.y));
     let picture = |group: Vec<(&super::Source, &crate::measure::result::Curve)>| {
         let first = group[0].1;
@@ -230,7 +233,8 @@ pub(super) fn experiment(report: &Report) -> Vec<(String, Picture)> {
         let curves: Vec<Curve> =
             group.iter().take(MOST).map(|pair| Curve { name: name(pair), points: pair.1.points.clone() }).collect();
         let dropped = group.len() - curves.len();
-        let title = if dropped > 0 { format!("{} ({dropped} more not shown)", first.picture) } else { first.picture.clone() };
+        let title =
+            if dropped > 0 { format!("{} ({dropped} more not shown)", first.picture) } else { first.picture.clone() };
         let names: Vec<&str> = curves.iter().map(|curve| curve.name.as_str()).collect();
         let description = format!("{} over {}, for {}.", first.y, first.x, names.join("; "));
         let dots = if few { Dots::All } else { Dots::None };

@@ -155,7 +155,12 @@ pub(super) fn distributions(stream: &Stream) -> impl Iterator<Item = (&str, &Dis
 fn check_distribution(distribution: &Distribution) -> Result<()> {
     let pairs = &distribution.histogram;
     if let Some(at) = pairs.windows(2).position(|pair| pair[0].0 >= pair[1].0) {
-        bail!("histogram[{}]: the value {} does not ascend; expected more than {}", at + 1, pairs[at + 1].0, pairs[at].0);
+        bail!(
+            "histogram[{}]: the value {} does not ascend; expected more than {}",
+            at + 1,
+            pairs[at + 1].0,
+            pairs[at].0
+        );
     }
     let counted = pairs.iter().try_fold(0u64, |sum, pair| sum.checked_add(pair.1));
     if counted != Some(distribution.samples) {
@@ -173,6 +178,7 @@ fn check_distribution(distribution: &Distribution) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn small() -> Value {
@@ -266,8 +272,14 @@ mod tests {
         for (part, error) in [
             ("a second run is called 'one'", with(|v| v["runs"] = json!([v["runs"][0], v["runs"][0]]))),
             ("expected 4", with(|v| v["runs"][0]["streams"][0]["response"]["samples"] = 4.into())),
-            ("does not ascend", with(|v| v["runs"][0]["streams"][0]["response"]["histogram"] = json!([[7, 1], [5, 2]]))),
-            ("more than 2^64", with(|v| v["runs"][0]["streams"][0]["response"]["histogram"] = json!([[7, u64::MAX], [8, 2]]))),
+            (
+                "does not ascend",
+                with(|v| v["runs"][0]["streams"][0]["response"]["histogram"] = json!([[7, 1], [5, 2]])),
+            ),
+            (
+                "more than 2^64",
+                with(|v| v["runs"][0]["streams"][0]["response"]["histogram"] = json!([[7, u64::MAX], [8, 2]])),
+            ),
             (
                 "between 0 and 100",
                 with(|v| {
@@ -278,6 +290,28 @@ mod tests {
             ("expected struct Distribution", with(|v| drop(response(v)))),
         ] {
             assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_panics(cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 1..6)) {
+            let mut bytes = small().to_string().into_bytes();
+            for (at, byte, kind) in cuts {
+                if bytes.is_empty() {
+                    break;
+                }
+                let at = at.index(bytes.len());
+                match kind {
+                    0 => bytes[at] = byte,
+                    1 => bytes.truncate(at),
+                    _ => bytes.insert(at, byte),
+                }
+            }
+            if let Err(error) = parse(&bytes) {
+                let error = format!("{error:#}");
+                prop_assert!(!error.is_empty() && !error.chars().any(|letter| letter.is_control() && letter != '\n'), "{}", error);
+            }
         }
     }
 }

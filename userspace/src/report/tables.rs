@@ -87,9 +87,8 @@ fn time(unit: Unit, ns: Option<u64>) -> Cell {
 fn percentile(unit: Unit, distribution: &Distribution, percent: f64) -> Cell {
     let found = compare::find(distribution, percent);
     let end = |ns: u64| unit.brief(ns as f64);
-    let interval = found.map(|percentile| {
-        format!("{}–{}", end(percentile.low_ns), percentile.high_ns.map_or("?".to_owned(), end))
-    });
+    let interval = found
+        .map(|percentile| format!("{}–{}", end(percentile.low_ns), percentile.high_ns.map_or("?".to_owned(), end)));
     time(unit, found.map(|percentile| percentile.ns)).within(interval)
 }
 
@@ -250,9 +249,10 @@ fn comparison(report: &Report) -> Grid {
             grid.row(row);
         }
     }
-    grid.about = "Each value over the other run's. Below 1 is quicker. Intervals: if both percentiles lie in their own \
+    grid.about =
+        "Each value over the other run's. Below 1 is quicker. Intervals: if both percentiles lie in their own \
                   (each with a confidence of 95 %)."
-        .to_owned();
+            .to_owned();
     grid
 }
 
@@ -286,7 +286,8 @@ fn sender(report: &Report) -> Grid {
     let unit = unit_of(all.iter());
     let mut columns = who();
     for what in ["response", "service", "lateness"] {
-        columns.extend(["p50", "p99"].map(|percent| Column::number(format!("{what} {percent} {}", unit.name())).if_any()));
+        columns
+            .extend(["p50", "p99"].map(|percent| Column::number(format!("{what} {percent} {}", unit.name())).if_any()));
     }
     columns.push(Column::words("generator"));
     let mut grid = Grid::new(SENDER, columns);
@@ -302,9 +303,10 @@ fn sender(report: &Report) -> Grid {
         row.push(Cell::of(stream.generator.as_ref().map(|generator| if generator.limited { "limited" } else { "ok" })));
         grid.row(row);
     }
-    grid.about = "response: from the intended send; service: from the actual send; lateness: of the sender's own sends. \
+    grid.about =
+        "response: from the intended send; service: from the actual send; lateness: of the sender's own sends. \
                   What response has beyond service, the sender waited for its own limiter, queue or CPU."
-        .to_owned();
+            .to_owned();
     grid
 }
 
@@ -327,9 +329,10 @@ fn segments(report: &Report) -> Grid {
         row.push(time(unit, times.max_ns));
         grid.row(row);
     }
-    grid.about = "From one of the kernel's time stamps to the next. missing: messages for which one of the two did not \
+    grid.about =
+        "From one of the kernel's time stamps to the next. missing: messages for which one of the two did not \
                   come. Means add up; percentiles do not."
-        .to_owned();
+            .to_owned();
     grid
 }
 
