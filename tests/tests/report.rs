@@ -146,7 +146,7 @@ fn a_browser_without_network_shows_all_of_it() -> Result<()> {
         assert_eq!(dom.matches("<svg").count(), pictures, "{name}");
         assert!(!html.contains("http://") || html.matches("http://").count() == pictures, "only SVG's own namespace");
         assert!(!html.contains("https://"));
-        for width in [1280, 700, 400] {
+        for width in [1280, 400] {
             let answer = ask(&folder, &html, width)?;
             println!("{name} {width}: {answer}");
             assert_eq!(answer["scripts"], 1, "the question's own");

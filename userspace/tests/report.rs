@@ -240,6 +240,7 @@ fn the_table_has_one_unit_a_column_and_hides_what_is_chance() {
     for part in [
         "note: Emulated:",
         "fewer than ten samples",
+        "Measured for 10s after a warm-up of 1s.",
         "does not hold  max < bound with qjump",
         "undecided",
         "contended, udp level 7: ",

@@ -59,6 +59,7 @@ pub(super) fn hlog(report: &Report) -> String {
     let mut serializer = V2DeflateSerializer::new();
     let mut builder = IntervalLogWriterBuilder::new();
     let start = UNIX_EPOCH + Duration::from_nanos(started);
+    builder.add_comment("[Histogram log format version 1.3]");
     builder.add_comment(&clean(&format!("{}: response times in ns; tags are run/stream", report.title())));
     builder.with_start_time(start).with_base_time(start);
     let mut writer = builder.begin_log_with(&mut log, &mut serializer).expect("a vector takes everything");

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     chart::Unit,
-    measure::result::{Distribution, Figure, Sample},
+    measure::result::{Distribution, Figure, Run, Sample},
     units::show_ns,
 };
 
@@ -135,6 +135,7 @@ fn about_summary(report: &Report) -> String {
     kinds.dedup();
     let mut about: String = kinds.iter().map(|kind| format!("{kind}. ")).collect();
     about += "Times count from the intended send.";
+    about += &durations(report);
     let hidden = |sampled: Sampled<'_>| {
         PERCENTS[..ALWAYS].iter().any(|&percent| compare::find(&sampled.stream.response, percent).is_none())
     };
@@ -142,6 +143,27 @@ fn about_summary(report: &Report) -> String {
         about += " A percentile is - where fewer than ten samples lie beyond it.";
     }
     about
+}
+
+/// For how long runs were measured.
+fn durations(report: &Report) -> String {
+    let runs = report.sources.iter().flat_map(|source| &source.document.runs).filter(|run| run.duration_ns > 0);
+    let shown = |run: &Run| match run.warm_up_ns {
+        0 => show_ns(run.duration_ns as f64),
+        warm_up => format!("{} after a warm-up of {}", show_ns(run.duration_ns as f64), show_ns(warm_up as f64)),
+    };
+    let mut all: Vec<(&str, String)> = runs.map(|run| (run.name.as_str(), shown(run))).collect();
+    all.dedup();
+    match all.as_slice() {
+        [] => String::new(),
+        [(_, first), others @ ..] if others.iter().all(|(_, other)| other == first) => {
+            format!(" Measured for {first}.")
+        }
+        several => {
+            let several: Vec<String> = several.iter().map(|(name, shown)| format!("{name} {shown}")).collect();
+            format!(" Measured for: {}.", several.join(", "))
+        }
+    }
 }
 
 /// Single figures: a column for each, a row for each run.
@@ -258,7 +280,7 @@ fn comparison(report: &Report) -> Grid {
 
 fn pair_cells(report: &Report, pair: &compare::Pair<'_>) -> Vec<Cell> {
     let several = report.sources.len() > 1;
-    let name = |(source, run): (&super::Source, &crate::measure::result::Run)| {
+    let name = |(source, run): (&super::Source, &Run)| {
         Cell::words(&if several { format!("{}, {}", source.label, run.name) } else { run.name.clone() })
     };
     vec![name(pair.run), name(pair.against)]
