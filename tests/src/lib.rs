@@ -10,6 +10,8 @@ pub mod frames;
 pub mod kernel;
 pub mod link;
 pub mod nobody;
+pub mod png;
 pub mod program;
+pub mod results;
 pub mod sender;
 pub mod tcp;

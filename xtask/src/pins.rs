@@ -41,11 +41,15 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "iperf3", name: "iperf3" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, and a browser, to see
+/// that a report is what it should be.
 pub const TESTS: &[Package] = &[
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
+    Package { provides: "chromium", name: "chromium" },
+    // Without a font a browser draws no letters.
+    Package { provides: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", name: "fonts-dejavu-core" },
 ];
 
 /// What guests are made with besides that: the keys of Debian's archive, and what unpacks modules and strips programs.
