@@ -90,7 +90,10 @@ impl Kernel {
 
     /// The kernel itself.
     pub fn image(&self) -> PathBuf {
-        self.folder.join(format!("boot/vmlinuz-{}", self.release))
+        let old = self.folder.join(format!("boot/vmlinuz-{}", self.release));
+        // Since 6.19.
+        let new = self.folder.join(format!("usr/lib/modules/{}/vmlinuz", self.release));
+        if old.is_file() { old } else { new }
     }
 
     /// The modules that guests need, unpacked, in an order in which they can be loaded: name and content.

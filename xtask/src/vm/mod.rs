@@ -303,14 +303,7 @@ fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, args: &Args) -> anyhow::Res
         true => Clock::Virtual { seed: args.seed },
         false => Clock::Real { cpus: args.cpus, kvm: false },
     };
-    let guest = Guest {
-        kernel: &kernel.image(),
-        image: &image,
-        folder: &folder,
-        memory: args.memory,
-        clock,
-        shell: args.shell,
-    };
+    let guest = Guest { kernel: &kernel.image(), image, folder, memory: args.memory, clock, shell: args.shell };
     let mut shown = 0;
     let end = qemu.run(&guest, Duration::from_secs(args.limit), |results| {
         // Whole lines only; the rest comes with its end.
