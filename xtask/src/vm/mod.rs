@@ -28,7 +28,7 @@ use verdict::Verdict;
 /// network is needed. Needs no root rights. Without KVM the machines are emulated, which is some ten times slower.
 ///
 /// What each guest said is in target/vm/results/SERIES: results.log of the tests, console.log of the kernel.
-/// Exit status 2 if a test failed or a guest did not do its job.
+/// Exit status 2 if a test failed or a guest did not do its job, 75 if kernels or QEMU cannot be had now.
 #[derive(clap::Args)]
 pub struct Args {
     /// A series of kernels; repeatable. Without it: all
@@ -68,6 +68,9 @@ pub struct Args {
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
 }
+
+/// Exit status when packages cannot be fetched: EX_TEMPFAIL of sysexits.h.
+const NOT_TO_BE_HAD: u8 = 75;
 
 /// The test programs that run on every kernel, unless others are named. The others need a compiler, or compare
 /// times, or are about this command's own surroundings.
@@ -114,12 +117,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     kernel::check_tools()?;
     apt::ensure(&[pins::TESTBED, pins::GUESTS].concat())?;
-    let qemu = Qemu::find(&vm)?;
     let series: Vec<&str> = match args.kernel.is_empty() {
         true => kernel::SERIES.to_vec(),
         false => args.kernel.iter().map(String::as_str).collect(),
     };
-    let kernels = series.iter().map(|series| Kernel::find(series, &vm, args.refresh)).collect::<Result<Vec<_>, _>>()?;
+    let fetched = Qemu::find(&vm).and_then(|qemu| {
+        let kernels = series.iter().map(|series| Kernel::find(series, &vm, args.refresh));
+        Ok((qemu, kernels.collect::<Result<Vec<_>, _>>()?))
+    });
+    let (qemu, kernels) = match fetched {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            say!("{error:#}");
+            return Ok(ExitCode::from(NOT_TO_BE_HAD));
+        }
+    };
 
     build::qjump(&workspace, Objects::ProgramAndLab)?;
     let built = build_tests(&workspace)?;
