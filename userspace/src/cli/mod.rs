@@ -1,6 +1,7 @@
 //! The command line: one module a verb.
 
 mod assign;
+mod check;
 mod load;
 mod plan;
 mod run;
@@ -26,6 +27,7 @@ struct Cli {
 enum Command {
     Plan(plan::PlanCommand),
     Sim(Box<sim::SimCommand>),
+    Check(Box<check::CheckCommand>),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
@@ -91,6 +93,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Plan(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),

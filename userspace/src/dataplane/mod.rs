@@ -12,15 +12,21 @@ pub mod netlink;
 mod pins;
 mod status;
 pub mod sys;
+mod trial;
 
+pub use enforce::{Chosen, loses_late_timers};
 pub use error::Error;
 pub(crate) use error::shorten;
-pub(crate) use load::require_capabilities;
-pub use load::{Hook, Loaded, Request, load, unload};
+pub use load::{
+    Capability, Foreseen, Hook, Loaded, Request, check_suitable, find_interfaces, foresee, load, missing_capability,
+    unload,
+};
+pub(crate) use load::{clsact_filter, require_capabilities};
 pub use maps::Maps;
-pub use pins::{BPFFS, Pins};
+pub use pins::{BPFFS, Pins, has_bpffs};
 pub(crate) use pins::{Lock, ensure_bpffs, require_visible};
 pub use status::{InterfaceStatus, LevelStatus, status};
+pub use trial::{Trial, trial};
 
 /// The eBPF object, or empty if it was not there when qjump was built.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/qjump.o"));

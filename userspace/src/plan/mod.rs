@@ -653,6 +653,12 @@ impl Plan {
         self.levels.iter().find(|plan| plan.spec.level == level)
     }
 
+    /// The largest packet that somebody has given for a limited level, L2 bytes: what an interface must be able to send.
+    pub fn largest_given_packet(&self) -> u32 {
+        let limited = self.levels.iter().filter(|level| level.epoch_ns.is_some());
+        limited.map(|level| level.spec.max_packet.unwrap_or(self.network.max_packet)).max().unwrap_or(0)
+    }
+
     /// What the programs need of this plan. Generation and time are for the loader to fill in.
     ///
     /// # Errors
