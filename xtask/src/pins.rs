@@ -41,8 +41,9 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "iperf3", name: "iperf3" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, and rules of nftables.
 pub const TESTS: &[Package] = &[
+    Package { provides: "nft", name: "nftables" },
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
