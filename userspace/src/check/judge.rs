@@ -610,3 +610,247 @@ fn judge_programs(about: &mut About<'_>, interface: &Interface, foreseen: Option
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check::{Cgroups, Link, Rewrite, holds},
+        config::QueueChoice,
+        dataplane::{Capability, Chosen, netlink::EgressFilter},
+        plan::{Demand, LevelSpec, Model, Network, Plan},
+        units::{Nanos, Rate},
+    };
+    use qjump_ebpf::Level;
+
+    const NAME: &str = "eth0";
+
+    fn plan(claims: Claims) -> Plan {
+        let mut level = LevelSpec::new(Level::STRICTEST, Demand::Factor(1.0));
+        level.tolerance = Nanos::from_ns(200_000);
+        level.claims = claims;
+        let network = Network {
+            hosts: 12,
+            link_rate: Rate::from_bps(10_000_000_000),
+            max_packet: 256,
+            delays: Delays::Given(Nanos::from_ns(4_000)),
+            wire_overhead: 24,
+            tagged: false,
+            model: Model::Strict,
+            levels: vec![level],
+        };
+        network.plan().expect("a plan")
+    }
+
+    /// A host and an interface without any fault.
+    fn good() -> Facts {
+        let queue = Chosen { queue: Queue::Fq, why: "the best".to_owned(), falls_short: false };
+        let foreseen =
+            Foreseen { hook: "tcx", replaces: false, queue, displaces: None, gso_cap: None, removes_stale: false };
+        let trial = Trial { egress: Ok(()), refused: Vec::new(), tcx: Ok(()), clsact: Ok(()) };
+        Facts {
+            host: Host {
+                lacks: None,
+                trial: Ok(trial),
+                has_btf: true,
+                jit: Some(1),
+                queues: Ok(Available { htb: true, fq: true, prio: true }),
+                bpffs: Ok(true),
+                cgroups: Ok(Cgroups { mount: "/sys/fs/cgroup".into(), hybrid: false, writable: true, whole: true }),
+                clock: Ok("tsc".to_owned()),
+                forwards: false,
+                rewrites: Ok(Vec::new()),
+                has_mangle: Ok(false),
+                bypasses: Ok(Vec::new()),
+                rdma: Vec::new(),
+                xdp: Vec::new(),
+            },
+            interfaces: vec![Interface {
+                name: NAME.to_owned(),
+                load: Some(Load::Foreseen(foreseen)),
+                link: Link {
+                    index: 2,
+                    mtu: 1_500,
+                    is_up: true,
+                    speed_mbit: Some(10_000),
+                    gso_max_segs: 1,
+                    gso_max_size: 65_536,
+                    tx_queues: 8,
+                    ..Link::default()
+                },
+                root: Ok("fq_codel".to_owned()),
+                programs: Ok(Vec::new()),
+                filters: Ok(Vec::new()),
+                has_ipv6: false,
+            }],
+        }
+    }
+
+    fn judged(facts: &Facts, plan: &Plan, change: impl FnOnce(&mut Request<'_>)) -> Vec<Finding> {
+        let interfaces = [NAME.to_owned()];
+        let mut request = Request {
+            interfaces: &interfaces,
+            plan,
+            pcp: false,
+            hook: Hook::Auto,
+            queue: QueueChoice::Auto,
+            host_rate: None,
+        };
+        change(&mut request);
+        judge(facts, Some(&request))
+    }
+
+    /// The findings that are not Ok, once the facts are changed.
+    fn faults(change: impl FnOnce(&mut Host, &mut Interface)) -> Vec<(Status, &'static str)> {
+        let mut facts = good();
+        change(&mut facts.host, &mut facts.interfaces[0]);
+        let findings = judged(&facts, &plan(Claims::Allow), |_| {});
+        let faults: Vec<&Finding> = findings.iter().filter(|finding| finding.status != Status::Ok).collect();
+        let broken = faults.iter().any(|finding| finding.status == Status::Broken);
+        assert!(!broken || !holds(&findings));
+        faults.iter().map(|finding| (finding.status, finding.topic)).collect()
+    }
+
+    #[test]
+    fn nothing_is_wrong_with_a_good_host() {
+        assert_eq!(faults(|_, _| {}), []);
+        assert!(judge(&good(), None).iter().all(|finding| finding.status == Status::Ok));
+    }
+
+    type Change = fn(&mut Host, &mut Interface);
+
+    #[test]
+    fn each_fault_of_the_host_is_found() {
+        use Status::{Broken, Unsupported, Warning};
+        let cases: [(Change, Status, &str); 21] = [
+            (|host, _| host.lacks = Some(Capability::Bpf), Broken, "rights"),
+            (|host, _| host.trial = Err("no".into()), Warning, "kernel"),
+            (|host, _| host.trial.as_mut().unwrap().egress = Err("no".into()), Unsupported, "kernel"),
+            (|host, _| host.trial.as_mut().unwrap().tcx = Err("no".into()), Unsupported, "kernel"),
+            (|host, _| host.trial.as_mut().unwrap().refused = vec![("x", "no".into())], Unsupported, "kernel"),
+            (|host, _| host.has_btf = false, Unsupported, "kernel"),
+            (|host, _| host.jit = Some(0), Warning, "kernel"),
+            (|host, _| host.queues = Err("no".into()), Warning, "queue"),
+            (|host, _| host.queues = Ok(Available { htb: false, fq: true, prio: false }), Unsupported, "queue"),
+            (|host, _| host.bpffs = Err("no; mount it".into()), Broken, "pins"),
+            (|host, _| host.cgroups = Err("no".into()), Unsupported, "cgroups"),
+            (|host, _| host.cgroups.as_mut().unwrap().writable = false, Warning, "cgroups"),
+            (|host, _| host.cgroups.as_mut().unwrap().whole = false, Warning, "cgroups"),
+            (|host, _| host.clock = Ok("acpi_pm".into()), Warning, "clock"),
+            (|host, _| host.clock = Ok("refined-jiffies".into()), Broken, "clock"),
+            (|host, _| host.forwards = true, Warning, "forwarding"),
+            (|host, _| host.rewrites = Ok(vec![Rewrite { place: "a b".into(), priority: true }]), Warning, "marks"),
+            (|host, _| host.has_mangle = Ok(true), Warning, "marks"),
+            (|host, _| host.bypasses = Err("no".into()), Warning, "bypass"),
+            (|host, _| host.rdma = vec!["uverbs0".into()], Warning, "bypass"),
+            (|host, _| host.xdp = vec!["eth1".into()], Warning, "bypass"),
+        ];
+        for (number, (change, status, topic)) in cases.into_iter().enumerate() {
+            assert_eq!(faults(change), [(status, topic)], "case {number}, {topic}");
+        }
+    }
+
+    #[test]
+    fn each_fault_of_an_interface_is_found() {
+        use Status::{Broken, Warning};
+        fn foreseen(interface: &mut Interface) -> &mut Foreseen {
+            match &mut interface.load {
+                Some(Load::Foreseen(foreseen)) => foreseen,
+                other => panic!("{other:?}"),
+            }
+        }
+        let cases: [(Change, Status, &str); 20] = [
+            (|_, one| one.load = Some(Load::Refused("no; do".into())), Broken, "load"),
+            (|_, one| one.load = Some(Load::Unseen("no".into())), Warning, "load"),
+            (
+                |_, one| foreseen(one).queue = Chosen { queue: Queue::Keep, why: "no".into(), falls_short: true },
+                Warning,
+                "queue",
+            ),
+            (|_, one| one.root = Ok("mq".into()), Warning, "queue"),
+            (|_, one| one.link.is_up = false, Warning, "link"),
+            (|_, one| one.link.half_duplex = true, Broken, "link"),
+            (|_, one| one.link.speed_mbit = None, Warning, "link"),
+            (|_, one| one.link.speed_mbit = Some(1_000), Broken, "link"),
+            (|_, one| one.link.mtu = 9_000, Broken, "mtu"),
+            (|_, one| one.link.gso_max_segs = 65_535, Warning, "offloads"),
+            (|_, one| one.link.master = Some(("bond0".into(), "bond".into())), Broken, "place"),
+            (|_, one| one.link.kind = "vxlan".into(), Warning, "place"),
+            (|_, one| one.link.lower = vec!["eth1".into()], Warning, "place"),
+            (|_, one| one.programs = Ok(vec!["a".into()]), Warning, "programs"),
+            (|_, one| one.programs = Ok(vec!["a".into(), PROGRAM.into()]), Warning, "programs"),
+            (|_, one| one.programs = Err("no".into()), Warning, "programs"),
+            (
+                |_, one| {
+                    let filter =
+                        EgressFilter { kind: "u32".into(), priority: 9, protocol: 3, handle: 1, program_id: None };
+                    one.filters = Ok(vec![filter]);
+                },
+                Warning,
+                "programs",
+            ),
+            (|_, one| one.link.virtual_functions = 4, Warning, "bypass"),
+            (
+                |host, _| {
+                    host.bypasses = Ok(vec![Bypass { path: Path::QdiscBypass(2), pid: 1, program: "x".into() }]);
+                },
+                Broken,
+                "bypass",
+            ),
+            (
+                |host, _| host.bypasses = Ok(vec![Bypass { path: Path::Xdp, pid: 1, program: "x".into() }]),
+                Warning,
+                "bypass",
+            ),
+        ];
+        for (number, (change, status, topic)) in cases.into_iter().enumerate() {
+            let found = faults(change);
+            // A frame of 9014 bytes is a burst that takes as long.
+            let (first, rest) = found.split_first().expect("a finding");
+            assert_eq!(*first, (status, topic), "case {number}");
+            assert!(rest.is_empty() || topic == "mtu", "case {number}: {found:?}");
+        }
+        let elsewhere = Bypass { path: Path::QdiscBypass(3), pid: 1, program: "x".into() };
+        assert_eq!(faults(|host, _| host.bypasses = Ok(vec![elsewhere])), [], "bound to another interface");
+        assert_eq!(faults(|_, one| one.link.master = Some(("br0".into(), "bridge".into()))), []);
+        // A cap that the load sets counts.
+        assert_eq!(faults(|_, one| (one.link.gso_max_segs, foreseen(one).gso_cap) = (65_535, Some(1))), []);
+    }
+
+    #[test]
+    fn what_the_plan_needs_must_be_there() {
+        let mut facts = good();
+        facts.host.cgroups = Err("no".into());
+        facts.host.trial.as_mut().unwrap().tcx = Err("no".into());
+        assert!(holds(&judged(&facts, &plan(Claims::Allow), |_| {})));
+        assert!(!holds(&judged(&facts, &plan(Claims::GrantOnly), |_| {})));
+        assert!(!holds(&judged(&facts, &plan(Claims::Allow), |request| request.hook = Hook::Tcx)));
+        let mut facts = good();
+        facts.host.trial.as_mut().unwrap().clsact = Err("no".into());
+        assert!(holds(&judged(&facts, &plan(Claims::Allow), |_| {})));
+        assert!(!holds(&judged(&facts, &plan(Claims::Allow), |request| request.hook = Hook::Clsact)));
+    }
+
+    #[test]
+    fn a_host_rate_is_held_against_the_link() {
+        let rate = |bps| move |request: &mut Request<'_>| request.host_rate = Some(Rate::from_bps(bps));
+        let warnings = |facts: &Facts, bps| {
+            let findings = judged(facts, &plan(Claims::Allow), rate(bps));
+            findings.iter().filter(|finding| finding.status == Status::Warning).count()
+        };
+        assert_eq!(warnings(&good(), 5_000_000_000), 0);
+        assert_eq!(warnings(&good(), 20_000_000_000), 1);
+        // It makes up for a queue below that knows no levels.
+        let mut facts = good();
+        facts.interfaces[0].link.lower = vec!["eth1".into()];
+        assert_eq!(warnings(&facts, 5_000_000_000), 0);
+    }
+
+    #[test]
+    fn two_interfaces_are_two_hosts() {
+        let mut facts = good();
+        facts.interfaces.push(facts.interfaces[0].clone());
+        let findings = judged(&facts, &plan(Claims::Allow), |_| {});
+        assert_eq!(findings.last().map(|finding| (finding.status, finding.topic)), Some((Status::Warning, "plan")));
+    }
+}
