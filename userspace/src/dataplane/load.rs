@@ -28,7 +28,7 @@ use super::{
     error::shorten,
     maps::Maps,
     netlink::{self, Interface},
-    pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs},
+    pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs, has_bpffs},
     sys,
 };
 use crate::{
@@ -186,11 +186,13 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
     check_name(interface)?;
     require_capabilities("removing")?;
     let pins = Pins::of(interface);
-    if !pins.find()? {
+    if !has_bpffs()? {
         return Err(not_loaded(interface));
     }
     let _lock = Lock::take()?;
     if !pins.find()? {
+        // A load that was killed at its first step has left what all interfaces share.
+        grants::remove_unneeded();
         return Err(not_loaded(interface));
     }
     let plan = Maps::open(interface, &pins).ok().map(|maps| maps.in_force().plan);
@@ -235,8 +237,9 @@ fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
     if plan.gso_before > 0 {
         qdisc::set_gso_max_segs(index, plan.gso_before)?;
     }
-    // Whatever the record says of the queue: a load that was killed may have set it up already, or not yet removed it.
-    if matches!(qdisc::owner(index)?, Owner::Ours(_)) {
+    // Whatever the record says of the queue: a load that was killed may have set it up already, or not yet removed it, or
+    // have removed it in order to make another.
+    if !matches!(qdisc::owner(index)?, Owner::Foreign { .. }) {
         qdisc::restore(index, &before_load(plan))?;
     }
     Ok(())
@@ -422,7 +425,7 @@ fn decide(interface: &Interface, pins: &Pins, request: &Request<'_>, found: &Fou
         Found::Nothing | Found::Leftovers { .. } => None,
     };
     let before = match &old {
-        Some(old) if matches!(qdisc::owner(interface.index)?, Owner::Ours(_)) => before_load(old),
+        Some(old) if !matches!(qdisc::owner(interface.index)?, Owner::Foreign { .. }) => before_load(old),
         _ if chosen.queue == Queue::Keep => Before::Default,
         _ => qdisc::before(interface.index)?,
     };
@@ -497,6 +500,9 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
             && (record.netns, record.ifindex) == (here, interface.index)
         {
             put_queue_back(interface.index, &record)?;
+            if record.created_clsact == 1 {
+                netlink::remove_unused_clsact(interface.index).map_err(Error::io(&name, "removing stale clsact"))?;
+            }
         }
         pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
     }
@@ -701,7 +707,10 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
                 _ => {}
             }
             let mut done = Maps::open(&name, &pins)?;
-            let record = PlanRecord { gso_before: config.plan.gso_before, ..done.in_force().plan };
+            let mut record = PlanRecord { gso_before: config.plan.gso_before, ..done.in_force().plan };
+            if chosen.queue == Queue::Keep {
+                record.queue_before_len = 0;
+            }
             done.note(&record).map_err(Error::io(&name, "noting what was there"))?;
         }
     }
