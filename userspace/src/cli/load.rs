@@ -125,6 +125,12 @@ impl LoadCommand {
                     one.interface
                 ))?;
             }
+            for (level, largest) in &one.smaller {
+                print(format!(
+                    "{}: level {level}: packets have at most {largest} B, half of its burst: the other half is htb's",
+                    one.interface
+                ))?;
+            }
             if let Some(cap) = one.gso_cap {
                 print(format!(
                     "{}: GSO packets have at most {cap} segment{} now, so that the bursts of byte-charged levels stay within the plan",

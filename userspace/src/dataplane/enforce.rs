@@ -187,6 +187,14 @@ pub fn config(
     Ok((config, cap))
 }
 
+/// The levels whose packets must be smaller than the plan says for the queue's sake, with the largest, L2 bytes.
+pub fn smaller(plan: &Plan, config: &Config) -> Vec<(Level, u32)> {
+    let largest = |level: Level| config.limits[level.index()].max_packet();
+    let limited = plan.levels.iter().filter(|level| level.epoch_ns.is_some());
+    let less = limited.filter(|level| largest(level.spec.level) < level.max_packet);
+    less.map(|level| (level.spec.level, largest(level.spec.level))).collect()
+}
+
 /// The queue that goes with a configuration.
 pub fn setup(config: &Config) -> Setup {
     let queue = match config.plan.queue {

@@ -17,7 +17,7 @@ use aya::{
 };
 use nix::sys::stat::Mode;
 use qjump_ebpf::{
-    Config, PlanRecord,
+    Config, Level, PlanRecord,
     layout::{HOOK_CLSACT, HOOK_TCX, QUEUE_BEFORE, QUEUE_KEEP},
     names,
 };
@@ -88,6 +88,8 @@ pub struct Loaded {
     pub replaced: bool,
     /// What holds packets back, and why that.
     pub queue: Chosen,
+    /// The levels that take smaller packets than planned because of the queue, with the largest, L2 bytes.
+    pub smaller: Vec<(Level, u32)>,
     /// The most segments of a GSO packet, if the load lowered it.
     pub gso_cap: Option<u32>,
     /// Whether it first removed what an interface of this name had left that is gone now.
@@ -411,6 +413,7 @@ fn locate(interface: &Interface, pins: &Pins, wanted: Hook) -> Result<(Found, Ho
 /// What a load sets up.
 struct Decision {
     config: Config,
+    smaller: Vec<(Level, u32)>,
     chosen: Chosen,
     gso_cap: Option<u32>,
     before: Before,
@@ -446,7 +449,7 @@ fn decide(interface: &Interface, pins: &Pins, request: &Request<'_>, found: &Fou
         .get_mut(..bytes.len())
         .ok_or_else(|| Error::LargeQueue(name.clone()))?
         .copy_from_slice(&bytes);
-    Ok(Decision { config, chosen, gso_cap, before })
+    Ok(Decision { smaller: enforce::smaller(request.plan, &config), config, chosen, gso_cap, before })
 }
 
 /// What a load would do to an interface.
@@ -611,7 +614,7 @@ fn earlier_name(interface: &Interface) -> Option<String> {
 
 fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
     let Prepared { interface, pins, mut object, hook, found, decision } = prepared;
-    let Decision { mut config, chosen, gso_cap, before } = decision;
+    let Decision { mut config, smaller, chosen, gso_cap, before } = decision;
     let name = interface.name.clone();
     let mut maps = Maps::of(&mut object).map_err(Error::io(&name, "opening its maps"))?;
     let loaded = Loaded {
@@ -619,6 +622,7 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
         hook: hook.attached(),
         replaced: matches!(found, Found::Tcx(_) | Found::Clsact),
         queue: chosen.clone(),
+        smaller,
         gso_cap,
         removed_stale: matches!(found, Found::Leftovers { .. }),
     };

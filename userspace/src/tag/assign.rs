@@ -103,21 +103,29 @@ impl Host {
         }
     }
 
-    /// Finds the cgroups that rules are about as a whole.
+    /// Finds the cgroups that rules are about as a whole, and those rules, from 0, whose cgroup is not there, with the reason.
     ///
     /// # Errors
-    /// If one is not there.
-    pub fn places(&self, rules: &Rules) -> Result<Vec<Place>, AssignError> {
-        let find = |(rule, place, level): (usize, &CgroupSelector, Level)| {
-            let cgroup = self.hierarchy().ok_or(Error::NoCgroup2).and_then(|hierarchy| match place {
+    /// If there are no cgroups at all.
+    pub fn places(&self, rules: &Rules) -> Result<(Vec<Place>, Vec<(usize, Error)>), AssignError> {
+        let (mut places, mut missing) = (Vec::new(), Vec::new());
+        for (rule, place, level) in needs_tag(rules) {
+            let Some(hierarchy) = self.hierarchy() else {
+                return Err(Hierarchy::find().err().unwrap_or(Error::NoCgroup2).into());
+            };
+            let cgroup = match place {
                 CgroupSelector::Path(path) => hierarchy.at(path),
                 CgroupSelector::Unit(name) => hierarchy.unit(name),
-            });
-            let cgroup = cgroup.map_err(|source| AssignError::Place { rule, source })?;
-            let before = self.grants().and_then(|grants| grants.get(cgroup.id));
-            Ok(Place { rule, cgroup, level, before })
-        };
-        needs_tag(rules).into_iter().map(find).collect()
+            };
+            match cgroup {
+                Ok(cgroup) => {
+                    let before = self.grants().and_then(|grants| grants.get(cgroup.id));
+                    places.push(Place { rule, cgroup, level, before });
+                }
+                Err(why) => missing.push((rule, why)),
+            }
+        }
+        Ok((places, missing))
     }
 
     /// Tags the cgroups that are not as their rules say, except for those that a person has tagged. Returns how many of their
