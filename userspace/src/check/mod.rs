@@ -4,6 +4,7 @@
 //! the load's own code ([`crate::dataplane::foresee`], [`crate::dataplane::trial`]), so the two cannot disagree.
 
 mod bypass;
+pub mod doctor;
 mod ethtool;
 mod facts;
 mod judge;

@@ -2,6 +2,7 @@
 
 mod assign;
 mod check;
+mod doctor;
 mod load;
 mod plan;
 mod run;
@@ -31,6 +32,7 @@ enum Command {
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Doctor(doctor::DoctorCommand),
     Run(run::RunCommand),
     Tag(tag::TagCommand),
     Untag(tag::UntagCommand),
@@ -97,6 +99,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Tag(command) => command.run(),
         Command::Untag(command) => command.run(),
