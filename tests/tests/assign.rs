@@ -458,8 +458,7 @@ fn a_cgroup_that_is_removed_meanwhile_leaves_all_as_they_were() -> Result<()> {
     let rules = [format!("level = 5\ncgroup = \"{name}\""), format!("level = 6\ncgroup = \"{name}/inner.service\"")];
     let rules = File::read(&config(&wire.folder, &rules)?)?.rules(|_| None).map_err(anyhow::Error::msg)?;
     let mut host = Host::change(&rules)?;
-    let (places, missing) = host.places(&rules)?;
-    assert!(missing.is_empty(), "{missing:?}");
+    let places = host.places(&rules)?.found;
     fs::remove_dir(wire.cgroup.inner())?;
     let error = host.tag(&places).expect_err("the second cgroup is gone");
     assert!(matches!(error, AssignError::Place { rule: 1, .. }), "{error}");

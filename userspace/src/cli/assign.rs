@@ -18,7 +18,7 @@ use crate::{
     config::File,
     table::Table,
     tag::{
-        assign::{AssignError, Assigned, Assignment, Host, Moved, Place},
+        assign::{AssignError, Assigned, Assignment, Host, Moved, Place, Places},
         rules::{Match, Rules},
     },
 };
@@ -47,7 +47,7 @@ impl AssignCommand {
             })
         };
         let mut host = if self.dry_run { Host::read() } else { Host::change(&rules) }.map_err(failed)?;
-        let (places, missing) = host.places(&rules).map_err(failed)?;
+        let Places { found: places, missing } = host.places(&rules).map_err(failed)?;
         let unreachable = if self.dry_run { 0 } else { host.tag(&places).map_err(failed)? };
         let assignment = Assignment::find(&rules, &host, &places).map_err(failed)?;
         let moved = (!self.dry_run).then(|| assignment.apply(&mut host));

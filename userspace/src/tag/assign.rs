@@ -103,12 +103,12 @@ impl Host {
         }
     }
 
-    /// Finds the cgroups that rules are about as a whole, and those rules, from 0, whose cgroup is not there, with the reason.
+    /// Finds the cgroups that rules are about as a whole.
     ///
     /// # Errors
     /// If there are no cgroups at all.
-    pub fn places(&self, rules: &Rules) -> Result<(Vec<Place>, Vec<(usize, Error)>), AssignError> {
-        let (mut places, mut missing) = (Vec::new(), Vec::new());
+    pub fn places(&self, rules: &Rules) -> Result<Places, AssignError> {
+        let mut places = Places::default();
         for (rule, place, level) in needs_tag(rules) {
             let Some(hierarchy) = self.hierarchy() else {
                 return Err(Hierarchy::find().err().unwrap_or(Error::NoCgroup2).into());
@@ -120,12 +120,12 @@ impl Host {
             match cgroup {
                 Ok(cgroup) => {
                     let before = self.grants().and_then(|grants| grants.get(cgroup.id));
-                    places.push(Place { rule, cgroup, level, before });
+                    places.found.push(Place { rule, cgroup, level, before });
                 }
-                Err(why) => missing.push((rule, why)),
+                Err(why) => places.missing.push((rule, why)),
             }
         }
-        Ok((places, missing))
+        Ok(places)
     }
 
     /// Tags the cgroups that are not as their rules say, except for those that a person has tagged. Returns how many of their
@@ -151,6 +151,15 @@ impl Host {
         }
         Ok(unreachable)
     }
+}
+
+/// The cgroups that rules are about as a whole.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Those that are there.
+    pub found: Vec<Place>,
+    /// The rules, from 0, whose cgroup is not there, and why. They do not stop the others.
+    pub missing: Vec<(usize, Error)>,
 }
 
 /// A cgroup that a rule is about as a whole.
