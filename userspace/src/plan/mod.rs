@@ -1065,7 +1065,7 @@ mod tests {
     #[test]
     fn the_text_says_what_each_sender_has_on_the_wire() {
         let mut burst = network(4, 256, "1gbit", &[(7, 1.0)]);
-        burst.wire_overhead = 24;
+        (burst.wire_overhead, burst.model) = (24, Model::Strict);
         let text = |network: &Network| network.plan().unwrap().to_string();
         assert!(text(&burst).contains("4 hosts x 2.24us = 8.96us (280 B on the wire each, 1gbit)"), "{}", text(&burst));
         burst.levels[0].burst = Some(30_000);
