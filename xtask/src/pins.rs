@@ -41,9 +41,10 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "iperf3", name: "iperf3" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels, and a browser, to see
-/// that a report is what it should be.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, rules of nftables, and a
+/// browser, to see that a report is what it should be.
 pub const TESTS: &[Package] = &[
+    Package { provides: "nft", name: "nftables" },
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },

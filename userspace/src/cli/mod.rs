@@ -1,6 +1,8 @@
 //! The command line: one module a verb.
 
 mod assign;
+mod check;
+mod doctor;
 mod load;
 mod plan;
 mod report;
@@ -27,9 +29,11 @@ struct Cli {
 enum Command {
     Plan(plan::PlanCommand),
     Sim(Box<sim::SimCommand>),
+    Check(Box<check::CheckCommand>),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Doctor(doctor::DoctorCommand),
     Run(run::RunCommand),
     Tag(tag::TagCommand),
     Untag(tag::UntagCommand),
@@ -99,9 +103,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Plan(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Tag(command) => command.run(),
         Command::Untag(command) => command.run(),
