@@ -1,10 +1,14 @@
 //! Every version and every package name that the tasks rely on, in one place.
 
 use crate::apt::Package;
+use crate::tools::Tool;
 
 /// The linker that turns LLVM bitcode into an eBPF object. 0.11 and later need an LLVM development package;
 /// this one loads the LLVM library that the compiler brings along.
-pub const BPF_LINKER: &str = "0.10.4";
+pub const BPF_LINKER: Tool = Tool { package: "bpf-linker", version: "0.10.4", example: None, takes: "90 seconds" };
+
+/// Timely dataflow, whose example `barrier` is a program of the experiments.
+pub const TIMELY: Tool = Tool { package: "timely", version: "0.32.0", example: Some("barrier"), takes: "45 seconds" };
 
 /// The LLVM release series that [`BPF_LINKER`] is made for. It calls that library by its C interface and reads
 /// bitcode that the compiler wrote, so the compiler has to be of the same series.
@@ -41,11 +45,13 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "iperf3", name: "iperf3" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, and the programs of the
+/// experiments.
 pub const TESTS: &[Package] = &[
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
+    Package { provides: "ptpd", name: "ptpd" },
 ];
 
 /// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
