@@ -1,0 +1,3 @@
+//! Applications of the experiments that Debian does not have, and what it takes to read those that it has.
+
+pub mod commit;
