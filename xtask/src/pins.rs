@@ -38,11 +38,12 @@ const DEBIAN_BPF_CORE: &str = if cfg!(target_endian = "big") {
 };
 
 /// What the testbed, and so the demo, the tests and the benchmarks, run besides qjump: namespaces, links and
-/// queueing disciplines are set up with iproute2, and iperf3 makes the traffic in the background.
+/// queueing disciplines are set up with iproute2, iperf3 makes the traffic in the background, and ping asks beside it.
 pub const TESTBED: &[Package] = &[
     Package { provides: "ip", name: "iproute2" },
     Package { provides: "tc", name: "iproute2" },
     Package { provides: "iperf3", name: "iperf3" },
+    Package { provides: "ping", name: "iputils-ping" },
 ];
 
 /// What the tests run besides that: programs in C and Python, to see that they get their levels, and the programs of the

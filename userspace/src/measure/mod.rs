@@ -4,8 +4,11 @@
 //! does not get to leave out the waiting that it would have seen (coordinated omission), and its schedule
 //! is never moved.
 
+mod ethtool;
+pub mod host;
 mod latencies;
 mod probe;
+mod ranks;
 mod realtime;
 pub mod result;
 mod stalls;

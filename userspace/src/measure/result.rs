@@ -3,8 +3,12 @@
 //! Times are whole nanoseconds and rates bit/s, and names end with their unit. What was not measured is
 //! absent (`null`), never zero.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::host;
 
 /// The version of [`Document`]. A file of another version is refused, with both numbers.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -38,6 +42,28 @@ pub struct Document {
     pub claims: Vec<Claim>,
     /// What a reader must know before he believes the figures: interruptions, missing rights, noise.
     pub notes: Vec<String>,
+}
+
+impl Document {
+    /// A document without results, begun now, with what is to be known of this process and this machine: the interfaces
+    /// are those of the calling thread's network namespace.
+    pub fn new(name: &str, title: &str) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            tool: concat!("qjump ", env!("CARGO_PKG_VERSION")).to_owned(),
+            name: name.to_owned(),
+            title: title.to_owned(),
+            started_unix_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            host: host::metadata(),
+            emulated: false,
+            setting: Value::Null,
+            runs: Vec::new(),
+            curves: Vec::new(),
+            claims: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// One case: `alone`, `contended`, `qjump`.
