@@ -71,7 +71,7 @@ impl Watch {
     ///
     /// # Errors
     /// If the socket fails.
-    pub fn next(&mut self) -> Result<Option<Segment>> {
+    pub fn segment(&mut self) -> Result<Option<Segment>> {
         loop {
             let mut control = nix::cmsg_space!(libc::timespec);
             let mut parts = [IoSliceMut::new(&mut self.buffer)];

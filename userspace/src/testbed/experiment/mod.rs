@@ -20,6 +20,7 @@
 //! With `--quick` ([`Setup::quick`]) an experiment takes well under a minute, otherwise at most six.
 //! `tests/tests/experiments.rs` runs each quick form and asserts the direction of what it shows.
 
+mod barrier;
 pub mod claims;
 mod lab;
 pub mod load;
@@ -51,7 +52,7 @@ use crate::{
 pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 1] = [&switch_queue::SWITCH_QUEUE];
+pub static ALL: [&Experiment; 2] = [&switch_queue::SWITCH_QUEUE, &barrier::BARRIER];
 
 /// An experiment.
 pub struct Experiment {
