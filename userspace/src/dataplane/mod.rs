@@ -16,7 +16,7 @@ pub mod sys;
 pub use error::Error;
 pub(crate) use error::shorten;
 pub(crate) use load::require_capabilities;
-pub use load::{Hook, Loaded, Request, load, unload};
+pub use load::{Hook, Loaded, Request, has, load, unload};
 pub use maps::Maps;
 pub use pins::{BPFFS, Pins};
 pub(crate) use pins::{Lock, ensure_bpffs, require_visible};

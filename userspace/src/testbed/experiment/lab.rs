@@ -16,6 +16,8 @@ use thiserror::Error;
 
 use super::Setup;
 use crate::{
+    dataplane,
+    measure::StallWatch,
     socket::set_level,
     testbed::{Program, Rack},
 };
@@ -33,17 +35,15 @@ pub struct Interrupted;
 /// A rack with what a case needs to work on it.
 pub struct Lab<'a> {
     /// What was asked for.
-    pub setup: Setup,
+    pub setup: &'a Setup,
     /// The rack.
-    pub rack: Rack,
-    cancelled: &'a AtomicBool,
+    pub rack: &'a Rack,
+    /// Watches this machine's CPUs while the case is measured.
+    pub watch: &'a StallWatch,
+    pub(super) cancelled: &'a AtomicBool,
 }
 
-impl<'a> Lab<'a> {
-    pub(super) const fn new(setup: Setup, rack: Rack, cancelled: &'a AtomicBool) -> Self {
-        Self { setup, rack, cancelled }
-    }
-
+impl Lab<'_> {
     /// Fails once somebody has asked for the end.
     ///
     /// # Errors
@@ -110,6 +110,20 @@ impl<'a> Lab<'a> {
             self.pause(Duration::from_millis(20))?;
         }
         bail!("nothing listens on port {port} of host {} after five seconds", host + 1)
+    }
+
+    /// The packets of a level that the limiters of all hosts have dropped so far.
+    ///
+    /// # Errors
+    /// If the pins of a host cannot be read. A host without a plan drops nothing.
+    pub fn dropped_by_limiters(&self, level: Level) -> Result<u64> {
+        let mut dropped = 0;
+        for host in (0..self.setup.rack.hosts).filter(|&host| self.rack.is_loaded(host)) {
+            let status = dataplane::status(&self.rack.interface(host))?;
+            let of_level = status.levels.iter().filter(|one| one.level == level);
+            dropped += of_level.map(|one| one.dropped().packets).sum::<u64>();
+        }
+        Ok(dropped)
     }
 
     /// The bytes that have arrived at a host so far, L2 without FCS.

@@ -21,10 +21,12 @@
 //! `tests/tests/experiments.rs` runs each quick form and asserts the direction of what it shows.
 
 mod barrier;
+mod bound;
 pub mod claims;
 mod lab;
 pub mod load;
 pub mod ping;
+mod placement;
 pub mod probe;
 mod switch_queue;
 mod text;
@@ -52,7 +54,8 @@ use crate::{
 pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 2] = [&switch_queue::SWITCH_QUEUE, &barrier::BARRIER];
+pub static ALL: [&Experiment; 4] =
+    [&placement::PLACEMENT, &switch_queue::SWITCH_QUEUE, &barrier::BARRIER, &bound::BOUND];
 
 /// An experiment.
 pub struct Experiment {
@@ -101,6 +104,11 @@ impl Setup {
     /// # Errors
     /// If there is none.
     pub fn plan(&self, max_packet: u32, machine: Nanos, levels: Vec<LevelSpec>) -> Result<Plan> {
+        Ok(self.network(max_packet, machine, levels).plan()?)
+    }
+
+    /// The network of such a plan.
+    pub fn network(&self, max_packet: u32, machine: Nanos, levels: Vec<LevelSpec>) -> Network {
         let hops = self.rack.hops();
         // Hosts send segments one by one.
         let path = Path {
@@ -109,7 +117,7 @@ impl Setup {
             mtu: ETHERNET_MTU,
             host_burst: 0,
         };
-        let network = Network {
+        Network {
             hosts: self.rack.hosts as u32,
             link_rate: self.rack.slowest(),
             max_packet,
@@ -118,8 +126,7 @@ impl Setup {
             tagged: false,
             model: Model::Strict,
             levels,
-        };
-        Ok(network.plan()?)
+        }
     }
 }
 
@@ -243,7 +250,7 @@ pub struct Options {
 /// A case is disturbed when CPUs were away, beyond what is allowed, for this share of its time: half of what decides a
 /// p99.9.
 const DISTURBED: f64 = 0.000_5;
-/// Cases that are run once more for that, in each repetition.
+/// Cases that are run once more for that, in each repetition of the full form.
 const REPEATS: u32 = 3;
 
 /// The experiment of this name.
@@ -314,10 +321,10 @@ impl Prepared {
     }
 
     fn run_cases(&self, document: &mut Document, file: &path::Path, cancelled: &AtomicBool) -> Result<()> {
-        let lab = Lab::new(self.setup.clone(), Rack::up(self.setup.rack)?, cancelled);
+        let rack = Rack::up(self.setup.rack)?;
         for repetition in 1..=self.options.repeat {
             let mut done = Vec::new();
-            let mut repeats_left = REPEATS;
+            let mut repeats_left = self.setup.pick(0, REPEATS);
             let result = self.cases.iter().enumerate().try_for_each(|(number, case)| {
                 eprintln!(
                     "{}: {} of {}, {}: {}",
@@ -327,7 +334,7 @@ impl Prepared {
                     case.name,
                     case.about
                 );
-                let one = self.run_case(&lab, case, &mut repeats_left, &mut document.notes)?;
+                let one = self.run_case(&rack, case, &mut repeats_left, &mut document.notes, cancelled)?;
                 document.runs.push(numbered(&one.run, repetition));
                 done.push(one);
                 write(file, document)
@@ -348,10 +355,18 @@ impl Prepared {
     }
 
     /// Runs a case, and again if the machine disturbed it.
-    fn run_case(&self, lab: &Lab<'_>, case: &Case, repeats_left: &mut u32, notes: &mut Vec<String>) -> Result<Done> {
+    fn run_case(
+        &self,
+        rack: &Rack,
+        case: &Case,
+        repeats_left: &mut u32,
+        notes: &mut Vec<String>,
+        cancelled: &AtomicBool,
+    ) -> Result<Done> {
         loop {
             let watch = StallWatch::new(case.allowed.ns());
-            let mut run = measured(lab, case, &watch).with_context(|| format!("case {}", case.name))?;
+            let lab = Lab { setup: &self.setup, rack, watch: &watch, cancelled };
+            let mut run = measured(&lab, case).with_context(|| format!("case {}", case.name))?;
             run.name.clone_from(&case.name);
             run.about.clone_from(&case.about);
             let stalls = Stalls { longest_ns: watch.longest_ns(), long_ns: watch.long_ns() };
@@ -427,7 +442,7 @@ impl Drop for Ended<'_> {
 }
 
 /// Puts a case in force, measures, and takes it back.
-fn measured(lab: &Lab<'_>, case: &Case, watch: &StallWatch) -> Result<Run> {
+fn measured(lab: &Lab<'_>, case: &Case) -> Result<Run> {
     lab.check()?;
     lab.rack.set_queueing(case.queueing)?;
     if let Some((plan, queue)) = &case.plan {
@@ -436,8 +451,8 @@ fn measured(lab: &Lab<'_>, case: &Case, watch: &StallWatch) -> Result<Run> {
         }
     }
     let run = std::thread::scope(|scope| {
-        let _ended = Ended(watch);
-        watch.start(scope, 0..std::thread::available_parallelism().map_or(1, usize::from));
+        let _ended = Ended(lab.watch);
+        lab.watch.start(scope, 0..std::thread::available_parallelism().map_or(1, usize::from));
         (case.measure)(lab)
     });
     // Also after a failure: the next case starts from nothing.
