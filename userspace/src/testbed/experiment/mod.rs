@@ -30,6 +30,7 @@ mod placement;
 pub mod probe;
 mod switch_queue;
 mod text;
+mod two_phase_commit;
 
 use std::{
     fs,
@@ -54,8 +55,13 @@ use crate::{
 pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 4] =
-    [&placement::PLACEMENT, &switch_queue::SWITCH_QUEUE, &barrier::BARRIER, &bound::BOUND];
+pub static ALL: [&Experiment; 5] = [
+    &placement::PLACEMENT,
+    &switch_queue::SWITCH_QUEUE,
+    &barrier::BARRIER,
+    &two_phase_commit::TWO_PHASE_COMMIT,
+    &bound::BOUND,
+];
 
 /// An experiment.
 pub struct Experiment {

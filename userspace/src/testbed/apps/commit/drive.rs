@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use super::{Coordinator, Outcome, Participant, Recipients, Transport};
+use super::{Coordinator, Outcome, Participant, Recipients, Transport, Wish};
 use crate::{dataplane::sys::monotonic_ns, measure::Latencies};
 
 /// How often somebody who waits looks whether it is over, ns.
@@ -40,14 +40,14 @@ impl Tally {
     }
 }
 
-/// Transactions for `duration_ns`, each begun when the one before is over; ends early when `stop` says so. The transaction
-/// under way at the end counts neither as committed nor as failed.
+/// Transactions for `duration_ns`, each begun when the one before is over, and first the one that is under way, if one is;
+/// ends early when `stop` says so. The transaction under way at the end counts neither as committed nor as failed.
 ///
 /// # Errors
 /// If the transport fails.
 pub fn coordinate(
     coordinator: &mut Coordinator,
-    transport: &mut impl Transport,
+    transport: &mut dyn Transport,
     duration_ns: u64,
     stop: &AtomicBool,
 ) -> io::Result<Tally> {
@@ -55,7 +55,7 @@ pub fn coordinate(
     let end = start + duration_ns;
     let mut tally = Tally { committed: Latencies::new(None), refused: 0, no_vote: 0, no_ack: 0, resent: 0, took_ns: 0 };
     let before = coordinator.resent();
-    let mut wish = coordinator.begin(start);
+    let mut wish = Wish::default();
     loop {
         if let Some((to, message)) = wish.send {
             transport.send(to, message)?;
@@ -88,7 +88,7 @@ pub fn coordinate(
 ///
 /// # Errors
 /// If the transport fails.
-pub fn participate(number: u8, transport: &mut impl Transport, stop: &AtomicBool) -> io::Result<Participant> {
+pub fn participate(number: u8, transport: &mut dyn Transport, stop: &AtomicBool) -> io::Result<Participant> {
     let mut participant = Participant::new(number);
     while !stop.load(Relaxed) {
         if let Some(message) = transport.receive(monotonic_ns() + LOOK_NS)?
