@@ -35,7 +35,7 @@ const LEAF: &str = "[leaf]\nrate = \"100mbit\"\nbuffer = 65536\n";
 impl Standing {
     fn new(text: &str) -> Result<Self> {
         // Eight characters: process ids have up to 22 bits.
-        let name = format!("{}{:x}", char::from(b'p' + COUNT.fetch_add(1, Relaxed) as u8), std::process::id());
+        let name = format!("{}{:x}", char::from(b'a' + COUNT.fetch_add(1, Relaxed) as u8), std::process::id());
         let file = std::env::temp_dir().join(format!("{name}.toml"));
         fs::write(&file, text)?;
         Ok(Self { name, file })
