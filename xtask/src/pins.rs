@@ -53,6 +53,7 @@ pub const TESTS: &[Package] = &[
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
     Package { provides: "ptpd", name: "ptpd" },
+    Package { provides: "memcached", name: "memcached" },
 ];
 
 /// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter

@@ -23,7 +23,7 @@ mod schedule;
 mod stalls;
 mod stamping;
 mod tcp;
-mod threads;
+pub(crate) mod threads;
 pub mod train;
 mod verdict;
 mod window;

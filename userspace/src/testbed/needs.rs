@@ -15,6 +15,8 @@ pub struct Need {
 pub const IPERF3: Need = Need { program: "iperf3", package: "iperf3" };
 /// Echo requests.
 pub const PING: Need = Need { program: "ping", package: "iputils-ping" };
+/// A cache.
+pub const MEMCACHED: Need = Need { program: "memcached", package: "memcached" };
 
 /// Refuses to begin without these.
 ///

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use qjump_ebpf::Level;
 use serde_json::json;
 
-use super::{Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load};
+use super::{Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load, planned};
 use crate::{
     config::QueueChoice,
     measure::{
@@ -74,9 +74,9 @@ fn plan(setup: &Setup) -> Result<Plan> {
         every_host: true,
         ..LevelSpec::new(level(), Demand::Rate(RATE))
     };
-    let mut network = setup.plan(MAX_PACKET, MACHINE, vec![spec])?.network;
+    let mut network = setup.network(MAX_PACKET, MACHINE, vec![spec]);
     network.hosts = WORKERS.len() as u32;
-    Ok(network.plan()?)
+    planned(&network)
 }
 
 fn cases(setup: &Setup) -> Result<Vec<Case>> {

@@ -18,8 +18,8 @@ use crate::{
     measure::{
         self,
         load::{self, Pattern},
-        pin_and_prioritise,
         result::{Claim, Counts, Curve, Figure, Run, Sample, Stream},
+        threads::{pin, precise_timers},
     },
     plan::{Demand, LevelSpec, Plan},
     socket::set_level,
@@ -192,7 +192,7 @@ fn transactions(lab: &Lab<'_>, way: Way, duration: Duration) -> Result<Tally> {
             .zip(sides)
             .map(|(number, mut side)| {
                 scope.spawn(move || {
-                    pin_and_prioritise(PROBE_CPU);
+                    settle();
                     participate(number, &mut *side, over)
                 })
             })
@@ -218,9 +218,16 @@ fn transactions(lab: &Lab<'_>, way: Way, duration: Duration) -> Result<Tally> {
     })
 }
 
+/// Prepares a thread. Without real-time priority: some of the ways use all of a CPU, and the kernel would take it away from
+/// them now and then.
+fn settle() {
+    pin(PROBE_CPU);
+    precise_timers();
+}
+
 /// A warm-up, and what counts: how many transactions were committed in both, and the tally of the latter.
 fn coordinated(side: &mut dyn Transport, way: Way, duration: Duration, over: &AtomicBool) -> io::Result<(u64, Tally)> {
-    pin_and_prioritise(PROBE_CPU);
+    settle();
     let mut coordinator = Coordinator::new(PARTICIPANTS.len(), way.patience());
     let warm_up = coordinate(&mut coordinator, side, WARM_UP.as_nanos() as u64, over)?;
     let tally = coordinate(&mut coordinator, side, duration.as_nanos() as u64, over)?;
