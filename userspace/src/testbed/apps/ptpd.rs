@@ -16,7 +16,9 @@ pub fn arguments(role: Role, interface: &str, log_interval: i32, statistics: &Pa
         format!("ptpengine:log_delayreq_interval={log_interval}"),
         format!("ptpengine:log_delayreq_interval_initial={log_interval}"),
         "ptpengine:log_delayreq_override=y".into(),
-        "ptpengine:log_announce_interval=0".into(),
+        // A master takes over when it has heard of no other for two of these.
+        "ptpengine:log_announce_interval=-2".into(),
+        "ptpengine:announce_receipt_timeout=2".into(),
         "clock:no_adjust=y".into(),
         "clock:no_reset=y".into(),
         "global:foreground=y".into(),

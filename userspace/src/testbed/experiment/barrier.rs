@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use crate::{
     plan::{Claims, Demand, LevelSpec, Plan},
     testbed::{
         apps::{
+            Scratch,
             timely::{Barriers, PORT, program},
             watch::Watch,
         },
@@ -143,7 +144,10 @@ fn measure(lab: &Lab<'_>, load: &Load, level: Option<Level>, bound_ns: Option<u6
 fn run(lab: &Lab<'_>, level: Option<Level>, count: usize) -> Result<(Barriers, Duration)> {
     let address = |host: usize| -> Result<Ipv4Addr> { Ok(lab.rack.address(host).parse()?) };
     let others = WORKERS[1..].iter().map(|&host| address(host)).collect::<Result<Vec<_>>>()?;
-    let hosts = HostFile::new(lab)?;
+    // Tells workers where they all are.
+    let hosts = Scratch::new("barrier");
+    let lines: String = WORKERS.iter().map(|&host| format!("{}:{PORT}\n", lab.rack.address(host))).collect();
+    fs::write(hosts.path(), lines).with_context(|| format!("cannot write {}", hosts.path().display()))?;
     let mut watch = Watch::new(lab.rack.host(WORKERS[0]))?;
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -157,7 +161,7 @@ fn run(lab: &Lab<'_>, level: Option<Level>, count: usize) -> Result<(Barriers, D
                 }
             }
         });
-        let ran = workers(lab, level, count, &hosts.0);
+        let ran = workers(lab, level, count, hosts.path());
         over.store(true, Relaxed);
         let barriers = watching.join().expect("the watch does not panic");
         let took = ran?;
@@ -194,24 +198,6 @@ fn workers(lab: &Lab<'_>, level: Option<Level>, count: usize, hosts: &Path) -> R
         }
     }
     bail!("{count} barriers were not over after {LONGEST:?}")
-}
-
-/// The file that tells workers where they all are.
-struct HostFile(PathBuf);
-
-impl HostFile {
-    fn new(lab: &Lab<'_>) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("qjump-{}-barrier", std::process::id()));
-        let lines: String = WORKERS.iter().map(|&host| format!("{}:{PORT}\n", lab.rack.address(host))).collect();
-        fs::write(&path, lines).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for HostFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 fn judge(_: &Setup, done: &[Done]) -> Findings {

@@ -30,6 +30,7 @@ mod others;
 pub mod ping;
 mod placement;
 pub mod probe;
+mod ptp;
 mod run;
 mod switch_queue;
 mod text;
@@ -52,8 +53,9 @@ pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 5] = [
+pub static ALL: [&Experiment; 6] = [
     &placement::PLACEMENT,
+    &ptp::PTP,
     &switch_queue::SWITCH_QUEUE,
     &barrier::BARRIER,
     &two_phase_commit::TWO_PHASE_COMMIT,

@@ -404,24 +404,14 @@ fn judge(_: &Setup, done: &[Done]) -> Findings {
         let claim = format!("commits of qjump over those of {} with the largest bursts, at least 1", way.name);
         claims.push(claims::at_least(claim, better(way), 1.0));
     }
-    let sizes = |value: &dyn Fn(u32) -> Option<f64>| -> Vec<(f64, f64)> {
-        SIZES.iter().filter_map(|&size| Some((f64::from(size), value(size)?))).collect()
+    let curve = |way: Way| Curve {
+        picture: "throughput".into(),
+        name: way.name.into(),
+        x: "size of a burst, switch buffers".into(),
+        y: "commits a second".into(),
+        points: SIZES.iter().filter_map(|&size| Some((f64::from(size), commits(way, size)?))).collect(),
     };
-    let mut curves = Vec::new();
-    for way in WAYS {
-        for (picture, y, points) in [
-            ("throughput", "commits a second", sizes(&|size| commits(way, size))),
-            (
-                "latency",
-                "p99 of a transaction, ms",
-                sizes(&|size| claims::p99(done, &way.case(size), None).map(|ns| ns as f64 / 1e6)),
-            ),
-        ] {
-            let x = "size of a burst, switch buffers".to_owned();
-            curves.push(Curve { picture: picture.into(), name: way.name.into(), x, y: y.into(), points });
-        }
-    }
-    curves.retain(|curve| !curve.points.is_empty());
+    let curves = WAYS.map(curve).into_iter().filter(|curve| !curve.points.is_empty()).collect();
     Findings { claims, curves, notes: pace(done).into_iter().collect() }
 }
 
@@ -452,4 +442,34 @@ fn pace(done: &[Done]) -> Option<String> {
         show_ns(epoch_ns),
         1e9 / (2.0 * epoch_ns)
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::NamedRack;
+
+    #[test]
+    fn the_largest_bursts_leave_no_moment_without_one() {
+        let rack = NamedRack::find(TWO_PHASE_COMMIT.rack).unwrap().spec;
+        let bursts = Bursts::new(&rack, LARGEST);
+        let buffer = f64::from(rack.leaf.buffer) * 8.0 / rack.leaf.rate.bps() as f64;
+        // Twice as much comes in as goes out, until the buffer is all that is left.
+        let busy = f64::from(LARGEST) * buffer / 2.0 + buffer;
+        let turn = bursts.period.as_secs_f64() / BURSTED.len() as f64;
+        assert!((busy - turn).abs() < 1e-6, "{busy} {turn}");
+        assert_eq!(bursts.wire_bytes, 2_621_440);
+        assert_eq!(Bursts::new(&rack, 0).wire_bytes, 0);
+    }
+
+    #[test]
+    fn the_plan_is_guaranteed_whoever_sends() {
+        let rack = NamedRack::find(TWO_PHASE_COMMIT.rack).unwrap().spec;
+        let setup = Setup { rack, quick: true, seed: 1 };
+        let plan = plan(&setup).unwrap();
+        assert!(plan.levels[0].guaranteed);
+        assert_eq!(plan.network.hosts, 10);
+        assert_eq!(cases(&setup).unwrap().len(), 6);
+        assert_eq!(cases(&Setup { quick: false, ..setup }).unwrap().len(), 20);
+    }
 }
