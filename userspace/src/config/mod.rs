@@ -377,7 +377,7 @@ fn word<T: clap::ValueEnum>(key: &str, value: &str) -> Result<T, String> {
 }
 
 /// `; did you mean 'x'?` if a known word is near.
-fn meant(word: &str, known: &[&str]) -> String {
+pub(crate) fn meant(word: &str, known: &[&str]) -> String {
     known
         .iter()
         .map(|other| (strsim::jaro_winkler(word, other), other))
@@ -588,33 +588,47 @@ impl File {
     }
 
     fn line(&self, offset: usize) -> usize {
-        self.text[..offset].matches('\n').count() + 1
+        line(&self.text, offset)
     }
 
     /// The message with its line and a caret, in the form of the TOML reader's own.
     fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        format!("error {}", self.show(place, message))
+        at(&self.text, place, message)
     }
 
     fn show<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        let start = place.span().start.min(self.text.len());
-        let before = &self.text[..start];
-        let number = self.line(start);
-        let begin = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = self.text[begin..].lines().next().unwrap_or_default();
-        let column = self.text[begin..start].chars().count();
-        let margin = " ".repeat(number.to_string().len());
-        let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
-        format!(
-            "at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
-            column + 1,
-            " ".repeat(column),
-        )
+        show(&self.text, place, message)
     }
 }
 
+/// The line, from 1, of a byte of a text.
+fn line(text: &str, offset: usize) -> usize {
+    text[..offset].matches('\n').count() + 1
+}
+
+/// A message about a place of a TOML text with its line and a caret, in the form of the TOML reader's own.
+pub(crate) fn at<T>(text: &str, place: &Spanned<T>, message: impl fmt::Display) -> String {
+    format!("error {}", show(text, place, message))
+}
+
+fn show<T>(text: &str, place: &Spanned<T>, message: impl fmt::Display) -> String {
+    let start = place.span().start.min(text.len());
+    let before = &text[..start];
+    let number = line(text, start);
+    let begin = before.rfind('\n').map_or(0, |at| at + 1);
+    let line = text[begin..].lines().next().unwrap_or_default();
+    let column = text[begin..start].chars().count();
+    let margin = " ".repeat(number.to_string().len());
+    let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
+    format!(
+        "at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
+        column + 1,
+        " ".repeat(column),
+    )
+}
+
 /// Adds the nearest known key to the TOML reader's message about an unknown one.
-fn helpful(message: &str) -> String {
+pub(crate) fn helpful(message: &str) -> String {
     let words: Vec<&str> = message.rsplit("unknown field ").next().unwrap_or_default().split('`').collect();
     match words.split_first() {
         Some((_, [unknown, known @ ..])) if message.contains("unknown field `") => {

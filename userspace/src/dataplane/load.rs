@@ -17,7 +17,7 @@ use aya::{
 };
 use nix::sys::stat::Mode;
 use qjump_ebpf::{
-    Config, Level, PlanRecord,
+    Config, Level, LevelLimit, PlanRecord,
     layout::{HOOK_CLSACT, HOOK_TCX, QUEUE_BEFORE, QUEUE_KEEP},
     names,
 };
@@ -232,6 +232,35 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
     pins.remove().map_err(Error::io(interface, "removing its pins"))?;
     grants::remove_unneeded();
     Ok(())
+}
+
+/// Whether `interface` has just what `request` would load there: `None` if nothing is loaded. Changes nothing.
+///
+/// # Errors
+/// If there is no such interface, or its pins are not readable or not ours, or the request cannot be loaded there.
+pub fn has(interface: &str, request: &Request<'_>) -> Result<Option<bool>, Error> {
+    check_name(interface)?;
+    let pins = Pins::of(interface);
+    let device = netlink::interface(interface)
+        .map_err(Error::io(interface, "looking it up"))?
+        .ok_or_else(|| Error::NoInterface(interface.to_owned()))?;
+    if !matches!(find(&device, &pins)?, Found::Tcx(_) | Found::Clsact) {
+        return Ok(None);
+    }
+    let old = Maps::open(interface, &pins)?.in_force();
+    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, &device)?;
+    let gso_max_segs = if old.plan.gso_before > 0 { old.plan.gso_before } else { qdisc::gso_max_segs(device.index)? };
+    let device = Device { mtu: device.mtu, gso_max_segs };
+    let (new, _) = enforce::config(request.plan, request.pcp, chosen.queue, request.host_rate, device)?;
+    let hook = match request.hook {
+        Hook::Auto => old.plan.hook,
+        Hook::Tcx => HOOK_TCX,
+        Hook::Clsact => HOOK_CLSACT,
+    };
+    // Without what a limit knows of the one before it.
+    let limits = |config: &Config| config.limits.map(|limit| limit.replacing(&LevelLimit::NOT_CONFIGURED));
+    let rest = |config: &Config| (config.flags, config.plan.queue, config.plan.host_rate_bps);
+    Ok(Some(limits(&old) == limits(&new) && rest(&old) == rest(&new) && hook == old.plan.hook))
 }
 
 /// Puts back the queue and the GSO limit that a load found.
