@@ -3,7 +3,9 @@
 mod assign;
 mod check;
 mod doctor;
+mod interrupt;
 mod load;
+mod measure;
 mod plan;
 mod report;
 mod run;
@@ -39,6 +41,7 @@ enum Command {
     Untag(tag::UntagCommand),
     Tags(tag::TagsCommand),
     Assign(assign::AssignCommand),
+    Measure(measure::MeasureCommand),
     Testbed(testbed::TestbedCommand),
     Report(report::ReportCommand),
 }
@@ -113,6 +116,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Untag(command) => command.run(),
         Command::Tags(command) => command.run(),
         Command::Assign(command) => command.run(),
+        Command::Measure(command) => command.run(),
         Command::Testbed(command) => command.run(),
         Command::Report(command) => command.run(),
     };
