@@ -28,7 +28,7 @@ pub mod session;
 mod stalls;
 mod stamping;
 mod tcp;
-mod threads;
+pub(crate) mod threads;
 pub mod train;
 mod verdict;
 mod window;

@@ -8,7 +8,7 @@ use nix::{
 use super::clock::timespec;
 
 /// Lets the calling thread run on one CPU only. A machine with fewer CPUs goes on without.
-pub(super) fn pin(cpu: usize) {
+pub(crate) fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     if set.set(cpu).is_ok() {
         let _ = sched_setaffinity(Pid::from_raw(0), &set);
@@ -16,7 +16,7 @@ pub(super) fn pin(cpu: usize) {
 }
 
 /// Sets the calling thread's timers to the nanosecond, in place of 50 us.
-pub(super) fn precise_timers() {
+pub(crate) fn precise_timers() {
     // SAFETY: the call takes plain values.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
 }

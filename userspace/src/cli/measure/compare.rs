@@ -5,7 +5,7 @@ use std::{ffi::OsString, sync::atomic::Ordering::Relaxed, thread, time::Duration
 use clap::{Args, Parser};
 
 use super::{
-    super::{Failure, interrupt, load::LoadCommand},
+    super::{Failure, interrupt, load::TargetArgs},
     show,
 };
 use crate::{
@@ -38,7 +38,7 @@ pub struct Compare {
 #[command(name = "--compare --", no_binary_name = true)]
 struct LoadFlags {
     #[command(flatten)]
-    load: LoadCommand,
+    load: TargetArgs,
 }
 
 /// What one measurement gives: the run, and notes.
@@ -88,7 +88,7 @@ impl Compare {
 
         let flags = LoadFlags::try_parse_from(&self.load)
             .map_err(|error| Failure::Usage(format!("what --compare is to load: {error}")))?;
-        let wanted = flags.load.wanted()?;
+        let wanted = flags.load.read()?;
         let mut shim = Shim::new(wanted.request()).map_err(Failure::Failed)?;
         let (whole, result) = compare::alternate(rounds.into(), |round, side| {
             if stop.load(Relaxed) {
@@ -102,7 +102,7 @@ impl Compare {
             Ok((!stop.load(Relaxed)).then_some(run))
         });
         let restored = shim.restore();
-        document.setting["compared_with"] = wanted.plan.to_json();
+        document.setting["compared_with"] = wanted.request().plan.to_json();
         Ok(conclude(document, &whole, result.and_then(|()| Ok(restored?))))
     }
 }

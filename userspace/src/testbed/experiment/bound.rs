@@ -13,7 +13,9 @@ use qjump_ebpf::{Level, frame::WIRE_OVERHEAD};
 use rand::RngExt;
 use serde_json::json;
 
-use super::{BULK_CPU, Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load, probe::TOLERANCE};
+use super::{
+    BULK_CPU, Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load, planned, probe::TOLERANCE,
+};
 use crate::{
     config::QueueChoice,
     dataplane::sys::monotonic_ns,
@@ -82,7 +84,7 @@ fn plan(setup: &Setup, factor: f64) -> Result<Plan> {
     let tolerance = if factor <= 1.0 { TOLERANCE } else { Nanos::from_ns(0) };
     let level = LevelSpec { tolerance, ..LevelSpec::new(Level::STRICTEST, Demand::Factor(factor)) };
     let network = setup.network(MAX_PACKET, MACHINE, vec![level]);
-    Ok(Network { hosts: setup.rack.hosts as u32 - 1, model: Model::Paper, ..network }.plan()?)
+    planned(&Network { hosts: setup.rack.hosts as u32 - 1, model: Model::Paper, ..network })
 }
 
 /// The bound of f = 1, ns, which all factors are held against.
@@ -98,15 +100,16 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let bound_ns = bound_ns(setup)?;
     let time = Duration::from_secs(setup.pick(3, 12));
     let mut cases = Vec::new();
-    for phases in [Phases::Aligned, Phases::Drifting] {
-        for &factor in setup.pick(&QUICK[..], &FULL[..]) {
-            let plan = plan(setup, factor)?;
+    // Factor by factor: cases that have a plan in common keep it loaded.
+    for &factor in setup.pick(&QUICK[..], &FULL[..]) {
+        let plan = plan(setup, factor)?;
+        for phases in [Phases::Aligned, Phases::Drifting] {
             let attack = Attack::new(setup, &plan, phases, time, bound_ns)?;
             let about =
                 format!("{} senders, {} phases, throughput factor {factor}", attack.senders.len(), phases.name());
             let setting = json!({"phases": phases.name(), "factor": factor, "payloads": attack.payloads});
             let case = Case::new(name(phases, factor), about, move |lab: &Lab<'_>| attack.run(lab));
-            cases.push(case.strict().plan(plan, QueueChoice::Keep).allow(MACHINE).setting(setting));
+            cases.push(case.strict().plan(plan.clone(), QueueChoice::Keep).allow(MACHINE).setting(setting));
         }
     }
     Ok(cases)

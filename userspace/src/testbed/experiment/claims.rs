@@ -112,7 +112,7 @@ mod tests {
         (0..2_000).for_each(|_| latencies.record(ns));
         let streams = vec![Stream { response: latencies.distribution(), ..Stream::default() }];
         let stalls = Stalls { longest_ns: 0, long_ns: 0 };
-        Done { case: case.into(), plan: None, run: Run { streams, ..Run::default() }, stalls }
+        Done { case: case.into(), plan: None, run: Run { streams, ..Run::default() }, stalls, others: 0.0 }
     }
 
     #[test]

@@ -16,44 +16,51 @@
 //!   It may get a part of the cases (Ctrl-C): [`claims`] has the usual ones, which then decide nothing.
 //!
 //! The framework does the rest: builds the rack, loads and unloads plans, watches the machine's CPUs and repeats a case
-//! during which they were away for too long, writes DIR/NAME.json after every case, and takes all down whatever happens.
+//! during which they were away for too long, leaves undecided what does not hold on a machine that was busy with something
+//! else, writes DIR/NAME.json after every case, and takes all down whatever happens.
 //! With `--quick` ([`Setup::quick`]) an experiment takes well under a minute, otherwise at most six.
 //! `tests/tests/experiments.rs` runs each quick form and asserts the direction of what it shows.
 
+mod barrier;
 mod bound;
 pub mod claims;
 mod lab;
 pub mod load;
+mod others;
 pub mod ping;
 mod placement;
 pub mod probe;
+mod ptp;
+mod run;
 mod switch_queue;
 mod text;
+mod two_phase_commit;
 
-use std::{
-    fs,
-    path::{self, PathBuf},
-    sync::atomic::AtomicBool,
-};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Map, Value, json};
+use anyhow::Result;
+use serde_json::Value;
 
-use super::{NamedRack, Queueing, Rack, RackSpec, needs::Need};
+use super::{Queueing, RackSpec, needs::Need};
 use crate::{
     config::QueueChoice,
-    measure::{
-        StallWatch,
-        result::{Claim, Curve, Document, Figure, Run},
-    },
+    measure::result::{Claim, Curve, Document, Run},
     plan::{Delays, ETHERNET_MTU, LevelSpec, Model, Network, Path, Plan, default_wire_overhead},
     units::{Nanos, show_ns},
 };
 
 pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
+pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 3] = [&placement::PLACEMENT, &switch_queue::SWITCH_QUEUE, &bound::BOUND];
+pub static ALL: [&Experiment; 6] = [
+    &placement::PLACEMENT,
+    &ptp::PTP,
+    &switch_queue::SWITCH_QUEUE,
+    &barrier::BARRIER,
+    &two_phase_commit::TWO_PHASE_COMMIT,
+    &bound::BOUND,
+];
 
 /// An experiment.
 pub struct Experiment {
@@ -102,7 +109,7 @@ impl Setup {
     /// # Errors
     /// If there is none.
     pub fn plan(&self, max_packet: u32, machine: Nanos, levels: Vec<LevelSpec>) -> Result<Plan> {
-        Ok(self.network(max_packet, machine, levels).plan()?)
+        planned(&self.network(max_packet, machine, levels))
     }
 
     /// The network of such a plan.
@@ -126,6 +133,15 @@ impl Setup {
             levels,
         }
     }
+}
+
+/// The plan of a network.
+///
+/// # Errors
+/// If there is none.
+pub fn planned(network: &Network) -> Result<Plan> {
+    // The message has its source in it.
+    network.plan().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
 type Measure = Box<dyn Fn(&Lab<'_>) -> Result<Run>>;
@@ -208,9 +224,25 @@ pub struct Done {
     pub run: Run,
     /// What the machine did meanwhile.
     pub stalls: Stalls,
+    /// The share of the machine's CPU time that other programs had.
+    pub others: f64,
 }
 
+/// More than this share of the machine, and other programs decide what the emulated network does.
+const BUSY: f64 = 0.1;
+/// CPUs that are away for this share of the time are half of what decides a p99.
+const AWAY: f64 = 0.005;
+
 impl Done {
+    /// Why the machine may have decided what was measured, if it may.
+    pub fn disturbance(&self) -> Option<String> {
+        if self.others > BUSY {
+            return Some(format!("other programs had {:.0} % of this machine's CPU time", 100.0 * self.others));
+        }
+        let away = self.stalls.long_ns as f64 > AWAY * self.run.duration_ns as f64;
+        away.then(|| format!("CPUs of this machine were away for up to {}", show_ns(self.stalls.longest_ns as f64)))
+    }
+
     /// Whether the machine can have caused so many samples over a bound, if there was one in each `interval`: its CPUs
     /// were away for longer than the bound allows for, and for every interval of that two samples may have suffered, one in
     /// it and one behind it. Judged by number; nobody knows which sample met which stall.
@@ -245,235 +277,9 @@ pub struct Options {
     pub repeat: u32,
 }
 
-/// A case is disturbed when CPUs were away, beyond what is allowed, for this share of its time: half of what decides a
-/// p99.9.
-const DISTURBED: f64 = 0.000_5;
-/// Cases that are run once more for that, in each repetition of the full form.
-const REPEATS: u32 = 3;
-
 /// The experiment of this name.
 pub fn find(name: &str) -> Option<&'static Experiment> {
     ALL.into_iter().find(|experiment| experiment.name == name)
-}
-
-/// An experiment that is ready to run: everything that can be refused beforehand has been looked at.
-pub struct Prepared {
-    experiment: &'static Experiment,
-    rack: NamedRack,
-    setup: Setup,
-    cases: Vec<Case>,
-    options: Options,
-}
-
-/// Looks at all that can be wrong without touching anything.
-///
-/// # Errors
-/// If the rack is wrong or too small, or the cases cannot be planned on it.
-pub fn prepare(experiment: &'static Experiment, options: &Options) -> Result<Prepared> {
-    let rack = NamedRack::find(options.rack.as_deref().unwrap_or(experiment.rack))?;
-    ensure!(
-        rack.spec.hosts >= experiment.hosts,
-        "experiment {} needs {} hosts, and rack {} has {}; `qjump testbed list` shows larger ones",
-        experiment.name,
-        experiment.hosts,
-        rack.name,
-        rack.spec.hosts
-    );
-    let setup = Setup { rack: rack.spec, quick: options.quick, seed: options.seed };
-    let cases =
-        (experiment.cases)(&setup).with_context(|| format!("experiment {} on rack {}", experiment.name, rack.name))?;
-    Ok(Prepared { experiment, rack, setup, cases, options: options.clone() })
-}
-
-impl Prepared {
-    /// Runs all cases, writes NAME.json and NAME.md, and returns the document. Whatever happens, the rack is removed, and
-    /// what was measured before is in the file.
-    ///
-    /// # Errors
-    /// If a program is missing, the rack cannot be built, a case fails, or it was `cancelled` ([`Interrupted`]).
-    pub fn run(&self, cancelled: &AtomicBool) -> Result<Document> {
-        let Self { experiment, options, .. } = self;
-        ensure!(
-            nix::unistd::geteuid().is_root(),
-            "experiments make network namespaces and load eBPF programs; run this as root, for example with sudo"
-        );
-        super::needs::require(experiment.needs)?;
-        fs::create_dir_all(&options.output).with_context(|| format!("cannot create {}", options.output.display()))?;
-        let mut document = Document::new(experiment.name, experiment.about);
-        document.emulated = true;
-        document.setting = self.setting();
-        document.notes.push(
-            "Hosts and switches are network namespaces of this machine, and its CPUs do the work of all of them: compare \
-             ratios, and times in units of nP/R, with other networks."
-                .to_owned(),
-        );
-        let file = options.output.join(format!("{}.json", experiment.name));
-        write(&file, &document)?;
-        let ended = self.run_cases(&mut document, &file, cancelled);
-        write(&file, &document)?;
-        let page = options.output.join(format!("{}.md", experiment.name));
-        fs::write(&page, text::page(experiment, &document))
-            .with_context(|| format!("cannot write {}", page.display()))?;
-        ended.with_context(|| format!("{}: what was measured before is in {}", experiment.name, file.display()))?;
-        Ok(document)
-    }
-
-    fn run_cases(&self, document: &mut Document, file: &path::Path, cancelled: &AtomicBool) -> Result<()> {
-        let rack = Rack::up(self.setup.rack)?;
-        for repetition in 1..=self.options.repeat {
-            let mut done = Vec::new();
-            let mut repeats_left = self.setup.pick(0, REPEATS);
-            let result = self.cases.iter().enumerate().try_for_each(|(number, case)| {
-                eprintln!(
-                    "{}: {} of {}, {}: {}",
-                    self.experiment.name,
-                    number + 1,
-                    self.cases.len(),
-                    case.name,
-                    case.about
-                );
-                let one = self.run_case(&rack, case, &mut repeats_left, &mut document.notes, cancelled)?;
-                document.runs.push(numbered(&one.run, repetition));
-                done.push(one);
-                write(file, document)
-            });
-            let findings = (self.experiment.judge)(&self.setup, &done);
-            let mark = |text: String| if repetition == 1 { text } else { format!("{text} ({repetition})") };
-            let claims = findings.claims.into_iter();
-            document.claims.extend(claims.map(|claim| Claim { claim: mark(claim.claim), ..claim }));
-            let curves = findings.curves.into_iter();
-            document.curves.extend(curves.map(|curve| Curve { name: mark(curve.name), ..curve }));
-            document.notes.extend(findings.notes);
-            if let Err(error) = result {
-                document.notes.push(format!("Not complete: {error:#}"));
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs a case, and again if the machine disturbed it.
-    fn run_case(
-        &self,
-        rack: &Rack,
-        case: &Case,
-        repeats_left: &mut u32,
-        notes: &mut Vec<String>,
-        cancelled: &AtomicBool,
-    ) -> Result<Done> {
-        loop {
-            let watch = StallWatch::new(case.allowed.ns());
-            let lab = Lab { setup: &self.setup, rack, watch: &watch, cancelled };
-            let mut run = measured(&lab, case).with_context(|| format!("case {}", case.name))?;
-            run.name.clone_from(&case.name);
-            run.about.clone_from(&case.about);
-            let stalls = Stalls { longest_ns: watch.longest_ns(), long_ns: watch.long_ns() };
-            let figure = |name: &str, ns: u64| Figure { name: name.into(), value: ns as f64, unit: "ns".into() };
-            run.figures.push(figure("longest CPU stall", stalls.longest_ns));
-            run.figures.push(figure("CPU stalls beyond what is allowed for", stalls.long_ns));
-            let disturbed = watch.excess_ns() as f64 > DISTURBED * run.duration_ns as f64;
-            let why = || {
-                format!(
-                    "a CPU of this machine was away for {}; {} are allowed for",
-                    show_ns(stalls.longest_ns as f64),
-                    case.allowed
-                )
-            };
-            if disturbed && *repeats_left > 0 {
-                *repeats_left -= 1;
-                eprintln!("{}: once more: {}", case.name, why());
-                notes.push(format!("{}: run once more, because {}.", case.name, why()));
-                continue;
-            }
-            if disturbed {
-                notes.push(format!("{}: disturbed: {}.", case.name, why()));
-            }
-            let plan = case.plan.as_ref().map(|(plan, _)| plan.clone());
-            return Ok(Done { case: case.name.clone(), plan, run, stalls });
-        }
-    }
-
-    /// nP/R of the strictest level: what times are compared in with other networks.
-    fn unit_ns(&self) -> Option<f64> {
-        let plans = self.cases.iter().filter_map(|case| case.plan.as_ref());
-        plans.flat_map(|(plan, _)| &plan.levels).find_map(|level| Some(level.terms.as_ref()?.own_ns))
-    }
-
-    fn setting(&self) -> Value {
-        let mut rack = self.rack.spec.to_json();
-        rack["name"] = json!(self.rack.name);
-        let cases: Map<String, Value> = self
-            .cases
-            .iter()
-            .map(|case| {
-                let setting = json!({
-                    "queueing": case.queueing.name(),
-                    "queue": case.plan.as_ref().map(|(_, queue)| format!("{queue:?}").to_lowercase()),
-                    "plan": case.plan.as_ref().map(|(plan, _)| plan.to_json()),
-                    "allowed_stall_ns": case.allowed.ns(),
-                    "setting": case.setting,
-                });
-                (case.name.clone(), setting)
-            })
-            .collect();
-        json!({
-            "figure": self.experiment.figure,
-            "paper": self.experiment.paper,
-            "differs": self.experiment.differs,
-            "rack": rack,
-            "quick": self.setup.quick,
-            "seed": self.setup.seed,
-            "unit_ns": self.unit_ns(),
-            "repeat": self.options.repeat,
-            "cases": cases,
-        })
-    }
-}
-
-/// Ends a watch whatever happens to what is watched, or its threads would never be joined.
-struct Ended<'a>(&'a StallWatch);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-/// Puts a case in force, measures, and takes it back.
-fn measured(lab: &Lab<'_>, case: &Case) -> Result<Run> {
-    lab.check()?;
-    lab.rack.set_queueing(case.queueing)?;
-    if let Some((plan, queue)) = &case.plan {
-        for host in 0..lab.setup.rack.hosts {
-            lab.rack.load(host, plan, *queue)?;
-        }
-    }
-    let run = std::thread::scope(|scope| {
-        let _ended = Ended(lab.watch);
-        lab.watch.start(scope, 0..std::thread::available_parallelism().map_or(1, usize::from));
-        (case.measure)(lab)
-    });
-    // Also after a failure: the next case starts from nothing.
-    let unloaded = lab.rack.unload_all();
-    lab.check()?;
-    let run = run?;
-    unloaded?;
-    Ok(run)
-}
-
-/// The run of a repetition: names are unique within a document.
-fn numbered(run: &Run, repetition: u32) -> Run {
-    let name = if repetition == 1 { run.name.clone() } else { format!("{} ({repetition})", run.name) };
-    Run { name, ..run.clone() }
-}
-
-/// Writes a document in one step: whoever reads it meanwhile, and whoever finds it later, sees a whole one.
-fn write(file: &path::Path, document: &Document) -> Result<()> {
-    let failed = || format!("cannot write {}", file.display());
-    let part = file.with_extension("json.part");
-    let text = serde_json::to_string_pretty(document)? + "\n";
-    fs::write(&part, text).with_context(failed)?;
-    fs::rename(&part, file).with_context(failed)
 }
 
 /// A document for people, on a terminal.
@@ -496,10 +302,10 @@ mod tests {
             for quick in [true, false] {
                 let options = Options { rack: None, quick, output: PathBuf::new(), seed: 1, repeat: 1 };
                 let prepared = prepare(experiment, &options).unwrap();
-                let names: std::collections::HashSet<_> = prepared.cases.iter().map(|case| &case.name).collect();
-                assert!(names.len() == prepared.cases.len() && !names.is_empty(), "{}", experiment.name);
+                let names: std::collections::HashSet<_> = prepared.cases().iter().map(|case| &case.name).collect();
+                assert!(names.len() == prepared.cases().len() && !names.is_empty(), "{}", experiment.name);
                 // Of nothing, nothing follows; and it does not panic.
-                assert!((experiment.judge)(&prepared.setup, &[]).claims.iter().all(|claim| claim.holds.is_none()));
+                assert!((experiment.judge)(prepared.setup(), &[]).claims.iter().all(|claim| claim.holds.is_none()));
             }
         }
     }
@@ -511,6 +317,7 @@ mod tests {
             plan: None,
             run: Run::default(),
             stalls: Stalls { longest_ns: long_ns, long_ns },
+            others: 0.0,
         };
         let interval = Nanos::from_ns(1_000_000);
         assert!(done(0).excuses(0, interval) && !done(0).excuses(1, interval));
