@@ -417,7 +417,7 @@ fn the_command_line_measures_and_says_what_is_wrong() -> Result<()> {
         (&["memcached", &memcached, "--assert", "p50<1ns", "--duration", "500ms"][..], 2, "condition does not hold"),
         (&["memcached", &memcached, "--assert", "max<bound"], 64, "has no bound"),
         (&["memcached", &memcached, "--rate=-1"], 64, "requests a second"),
-        (&["memcached", &format!("{}:7701", FAR.0), "--duration", "1s"], 1, "no answer"),
+        (&["memcached", &format!("{}:7701", FAR.0), "--duration", "1s"], 1, "did not answer to 'version'"),
         (&["load", &memcached, "--duration", "1s"], 1, "is `qjump measure sink` running there, at port 11311?"),
         (&["load", FAR.0, "--burst", "0", "--period", "1ms"], 64, "bursts of 0 bytes"),
         (&["load", FAR.0, "--congestion", "warp"], 1, "no congestion control 'warp'; it has:"),
