@@ -100,12 +100,6 @@ const HARDWARE: usize = 11;
 /// The largest samples that are kept.
 const WORST: usize = 10;
 
-/// Times of one direction.
-struct OneWay {
-    response: Latencies,
-    service: Latencies,
-}
-
 /// How a train is to be recorded.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -146,8 +140,9 @@ pub struct Recorder {
     response: Latencies,
     service: Latencies,
     lateness: Latencies,
-    up: OneWay,
-    down: OneWay,
+    up: Latencies,
+    up_service: Latencies,
+    down: Latencies,
     segments: Vec<(Latencies, u64)>,
     worst: Vec<Worst>,
     interval: Box<Latencies>,
@@ -173,7 +168,6 @@ impl Recorder {
     /// Nothing sent yet.
     pub fn new(settings: Settings) -> Self {
         let size = settings.outstanding.clamp(16, MOST_OUTSTANDING).next_power_of_two();
-        let one_way = |bound| OneWay { response: Latencies::new(bound), service: Latencies::new(None) };
         Self {
             ring: vec![Slot::default(); size].into(),
             oldest: 0,
@@ -187,8 +181,9 @@ impl Recorder {
             response: Latencies::new(settings.bounds.round_trip_ns()),
             service: Latencies::new(None),
             lateness: Latencies::new(None),
-            up: one_way(settings.bounds.up_ns),
-            down: one_way(settings.bounds.down_ns),
+            up: Latencies::new(settings.bounds.up_ns),
+            up_service: Latencies::new(None),
+            down: Latencies::new(settings.bounds.down_ns),
             segments: vec![(Latencies::new(None), 0); SEGMENT_COUNT],
             worst: Vec::with_capacity(WORST + 1),
             interval: Box::new(Latencies::new(None)),
@@ -350,12 +345,11 @@ impl Recorder {
         if let (Some(response), Some(service)) =
             (between(due, peer.received_ns), between(slot.sent.real_ns, peer.received_ns))
         {
-            self.up.response.record(response);
-            self.up.service.record(service);
+            self.up.record(response);
+            self.up_service.record(service);
         }
         if let Some(time) = between(peer.sending_ns, answer.at.real_ns) {
-            self.down.response.record(time);
-            self.down.service.record(time);
+            self.down.record(time);
         }
     }
 
@@ -363,6 +357,11 @@ impl Recorder {
     pub fn take_interval(&mut self, mut empty: Box<Latencies>) -> (Box<Latencies>, u64) {
         empty.clear();
         (std::mem::replace(&mut self.interval, empty), std::mem::take(&mut self.interval_lost))
+    }
+
+    /// Whether there were samples or losses since the last call of [`Self::take_interval`].
+    pub fn has_interval(&self) -> bool {
+        self.interval.samples() > 0 || self.interval_lost > 0
     }
 
     /// What has been sent and answered so far, without the warm-up.
@@ -394,19 +393,19 @@ impl Recorder {
             generator: None,
         }];
         let bounds = self.settings.bounds;
-        let ways = [("up", &self.up, bounds.up_ns), ("down", &self.down, bounds.down_ns)];
-        streams.extend(ways.into_iter().filter(|(_, way, _)| way.response.samples() > 0).map(
-            |(name, way, bound_ns)| Stream {
-                name: format!("{} {name}", self.settings.name),
-                sample: Sample::OneWay,
-                level: Some(self.settings.level),
-                bound_ns,
-                violations: bound_ns.map(|_| way.response.violations()),
-                response: way.response.distribution(),
-                service: Some(way.service.distribution()),
-                ..Stream::default()
-            },
-        ));
+        // An answer is sent when it is made: there is no schedule that it could be late for.
+        let ways = [("up", &self.up, Some(&self.up_service), bounds.up_ns), ("down", &self.down, None, bounds.down_ns)];
+        let ways = ways.into_iter().filter(|(_, response, ..)| response.samples() > 0);
+        streams.extend(ways.map(|(way, response, service, bound_ns)| Stream {
+            name: format!("{} {way}", self.settings.name),
+            sample: Sample::OneWay,
+            level: Some(self.settings.level),
+            bound_ns,
+            violations: bound_ns.map(|_| response.violations()),
+            response: response.distribution(),
+            service: service.map(Latencies::distribution),
+            ..Stream::default()
+        }));
         (streams, notes)
     }
 

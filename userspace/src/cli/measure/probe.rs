@@ -80,7 +80,7 @@ pub(super) struct Common {
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
     /// Watch for an answer for so long after a probe before sleeping: without the time to be woken, at the price of a CPU
-    #[arg(long, value_name = "TIME", default_value = "40us")]
+    #[arg(long, value_name = "TIME", default_value = "100us")]
     spin: Nanos,
     /// The clocks of the two hosts differ by at most so much: report one-way times
     #[arg(long, value_name = "TIME")]
@@ -209,7 +209,7 @@ impl Common {
         document.setting["poisson"] = matches!(arrivals, Arrivals::Poisson(_)).into();
         document.setting["rate_per_s"] = arrivals.rate().into();
         let stop = interrupt::flag();
-        let (run, notes) = measure(session, "probe", &mut reporter)?;
+        let Taken { run, notes, cut_short } = measure(session, "probe", &mut reporter)?;
         document.notes = notes;
         if stop.load(std::sync::atomic::Ordering::Relaxed) {
             document.notes.push("interrupted: this is what was measured until then".to_owned());
@@ -225,6 +225,11 @@ impl Common {
             eprintln!("qjump: a condition does not hold");
             return Err(Failure::DoesNotHold);
         }
+        if cut_short {
+            return Err(Failure::Failed(
+                "the server went away before the end; the results are of what came before".to_owned(),
+            ));
+        }
         if received == 0 {
             return Err(Failure::Failed("no probe was answered".to_owned()));
         }
@@ -232,8 +237,16 @@ impl Common {
     }
 }
 
+/// A run that was measured.
+pub(super) struct Taken {
+    pub run: Run,
+    pub notes: Vec<String>,
+    /// Whether the server went away before the end.
+    pub cut_short: bool,
+}
+
 /// Measures one run, called `name`, and says how it goes.
-pub(super) fn measure(session: Session, name: &str, reporter: &mut Reporter) -> Result<(Run, Vec<String>), Failure> {
+pub(super) fn measure(session: Session, name: &str, reporter: &mut Reporter) -> Result<Taken, Failure> {
     let trains = session.spec().trains.iter();
     let names: Vec<String> = trains.map(|train| format!("{} level {}", train.transport.name(), train.level)).collect();
     let warm_up_ns = session.spec().warm_up_ns;
@@ -247,7 +260,7 @@ pub(super) fn measure(session: Session, name: &str, reporter: &mut Reporter) -> 
         streams: measured.streams,
         figures: Vec::new(),
     };
-    Ok((run, measured.notes))
+    Ok(Taken { run, notes: measured.notes, cut_short: measured.cut_short })
 }
 
 /// The round trips of a run's first train.
