@@ -10,5 +10,6 @@ pub mod frames;
 pub mod link;
 pub mod nobody;
 pub mod program;
+pub mod relay;
 pub mod sender;
 pub mod tcp;
