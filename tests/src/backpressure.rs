@@ -49,7 +49,7 @@ pub fn plan(rate: Rate, over: Option<OverRule>) -> Result<Plan> {
 
 /// Two hosts, of which the first has level 5, paced or policed.
 pub fn rack(queue: QueueChoice) -> Result<Rack> {
-    let rack = Rack::up(RackSpec { hosts: 2, rate: LINK, buffer: 256 * 1024 })?;
+    let rack = Rack::up(RackSpec::star(2, LINK, 256 * 1024))?;
     rack.set_queueing(Queueing::Strict)?;
     let over = (queue == QueueChoice::Keep).then_some(OverRule::Police);
     rack.load(0, &plan(RATE, over)?, queue)?;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     thread,
     time::{Duration, Instant},
 };
@@ -20,64 +20,11 @@ use qjump::{
 };
 use qjump_tests::{
     link::{FAR, Link, binary, failed, succeeded},
+    measuring::{Server, qjump},
     nobody::{self, Folder},
     relay::Relay,
 };
 use serde_json::{Value, json};
-
-/// `qjump` in a namespace, or here.
-fn qjump(netns: Option<&NetNs>, arguments: &[&str]) -> Command {
-    let mut command = match netns {
-        Some(netns) => {
-            let mut command = Command::new("nsenter");
-            command.arg(format!("--net=/run/netns/{}", netns.name())).arg(binary());
-            command
-        }
-        None => Command::new(binary()),
-    };
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// A server, ended when dropped.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Server {
-    fn new(netns: Option<&NetNs>) -> Result<Self> {
-        Self::listening_on(netns, "[::]:0")
-    }
-
-    fn listening_on(netns: Option<&NetNs>, listen: &str) -> Result<Self> {
-        let mut child = qjump(netns, &["measure", "serve", "--listen", listen]).spawn()?;
-        let mut said = BufReader::new(child.stderr.take().context("no stderr")?);
-        let mut line = String::new();
-        said.read_line(&mut line)?;
-        let address = line.strip_prefix("qjump: listening on ").and_then(|rest| rest.split(',').next());
-        let address = address.with_context(|| format!("it said: {line}"))?.parse()?;
-        // Its other lines must go somewhere.
-        thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        Ok(Self { child, address })
-    }
-
-    /// `HOST:PORT`.
-    fn at(&self, host: &str) -> String {
-        format!("{host}:{}", self.address.port())
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// A measurement of a second, its results as JSON.
 fn measured(netns: Option<&NetNs>, arguments: &[&str]) -> Result<Value> {
@@ -509,7 +456,7 @@ fn a_ladder_finds_where_the_limiter_holds_the_sender() -> Result<()> {
 
 /// Two hosts on a switch of 100 Mbit/s.
 fn rack() -> Result<Rack> {
-    let rack = Rack::up(RackSpec { hosts: 2, rate: Rate::from_bps(100_000_000), buffer: 64 * 1024 })?;
+    let rack = Rack::up(RackSpec::star(2, Rate::from_bps(100_000_000), 64 * 1024))?;
     rack.set_queueing(Queueing::Fifo)?;
     Ok(rack)
 }

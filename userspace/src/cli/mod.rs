@@ -1,10 +1,13 @@
 //! The command line: one module a verb.
 
 mod assign;
+mod check;
+mod doctor;
 mod interrupt;
 mod load;
 mod measure;
 mod plan;
+mod report;
 mod run;
 mod sim;
 mod status;
@@ -28,9 +31,11 @@ struct Cli {
 enum Command {
     Plan(plan::PlanCommand),
     Sim(Box<sim::SimCommand>),
+    Check(Box<check::CheckCommand>),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Doctor(doctor::DoctorCommand),
     Run(run::RunCommand),
     Tag(tag::TagCommand),
     Untag(tag::UntagCommand),
@@ -38,6 +43,7 @@ enum Command {
     Assign(assign::AssignCommand),
     Measure(measure::MeasureCommand),
     Testbed(testbed::TestbedCommand),
+    Report(report::ReportCommand),
 }
 
 /// How a command failed; each kind has its exit status.
@@ -62,6 +68,12 @@ impl From<crate::dataplane::Error> for Failure {
 impl From<crate::tag::Error> for Failure {
     fn from(error: crate::tag::Error) -> Self {
         if error.is_usage() { Self::Usage(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+impl From<crate::report::Unusable> for Failure {
+    fn from(error: crate::report::Unusable) -> Self {
+        Self::Usage(error.to_string())
     }
 }
 
@@ -94,9 +106,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Plan(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Tag(command) => command.run(),
         Command::Untag(command) => command.run(),
@@ -104,17 +118,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Assign(command) => command.run(),
         Command::Measure(command) => command.run(),
         Command::Testbed(command) => command.run(),
+        Command::Report(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(message)) => report(&message, 64),
-        Err(Failure::Failed(message)) => report(&message, 1),
+        Err(Failure::Usage(message)) => fail(&message, 64),
+        Err(Failure::Failed(message)) => fail(&message, 1),
         Err(Failure::DoesNotHold) => ExitCode::from(2),
         Err(Failure::Status(status)) => ExitCode::from(status),
     }
 }
 
-fn report(message: &str, status: u8) -> ExitCode {
+fn fail(message: &str, status: u8) -> ExitCode {
     eprintln!("qjump: {message}");
     ExitCode::from(status)
 }

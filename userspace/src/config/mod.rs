@@ -204,11 +204,20 @@ const fn no_tolerance() -> Nanos {
 }
 
 pub(crate) fn level_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
-    let number = i64::deserialize(deserializer)?;
-    u8::try_from(number)
-        .ok()
-        .and_then(Level::new)
-        .ok_or_else(|| de::Error::custom(format!("there is no level {number}; levels are 0 to 7, 7 the strictest")))
+    struct Number;
+    impl de::Visitor<'_> for Number {
+        type Value = Level;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a level, which is a number from 0 to 7, without quotes")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<Level, E> {
+            let level = u8::try_from(number).ok().and_then(Level::new);
+            level.ok_or_else(|| E::custom(format!("there is no level {number}; levels are 0 to 7, 7 the strictest")))
+        }
+    }
+    deserializer.deserialize_i64(Number)
 }
 
 fn some_level<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<Level>, D::Error> {
@@ -368,7 +377,7 @@ fn word<T: clap::ValueEnum>(key: &str, value: &str) -> Result<T, String> {
 }
 
 /// `; did you mean 'x'?` if a known word is near.
-fn meant(word: &str, known: &[&str]) -> String {
+pub(crate) fn meant(word: &str, known: &[&str]) -> String {
     known
         .iter()
         .map(|other| (strsim::jaro_winkler(word, other), other))
@@ -579,33 +588,47 @@ impl File {
     }
 
     fn line(&self, offset: usize) -> usize {
-        self.text[..offset].matches('\n').count() + 1
+        line(&self.text, offset)
     }
 
     /// The message with its line and a caret, in the form of the TOML reader's own.
     fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        format!("error {}", self.show(place, message))
+        at(&self.text, place, message)
     }
 
     fn show<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        let start = place.span().start.min(self.text.len());
-        let before = &self.text[..start];
-        let number = self.line(start);
-        let begin = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = self.text[begin..].lines().next().unwrap_or_default();
-        let column = self.text[begin..start].chars().count();
-        let margin = " ".repeat(number.to_string().len());
-        let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
-        format!(
-            "at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
-            column + 1,
-            " ".repeat(column),
-        )
+        show(&self.text, place, message)
     }
 }
 
+/// The line, from 1, of a byte of a text.
+fn line(text: &str, offset: usize) -> usize {
+    text[..offset].matches('\n').count() + 1
+}
+
+/// A message about a place of a TOML text with its line and a caret, in the form of the TOML reader's own.
+pub(crate) fn at<T>(text: &str, place: &Spanned<T>, message: impl fmt::Display) -> String {
+    format!("error {}", show(text, place, message))
+}
+
+fn show<T>(text: &str, place: &Spanned<T>, message: impl fmt::Display) -> String {
+    let start = place.span().start.min(text.len());
+    let before = &text[..start];
+    let number = line(text, start);
+    let begin = before.rfind('\n').map_or(0, |at| at + 1);
+    let line = text[begin..].lines().next().unwrap_or_default();
+    let column = text[begin..start].chars().count();
+    let margin = " ".repeat(number.to_string().len());
+    let carets = "^".repeat(line.chars().count().saturating_sub(column).max(1));
+    format!(
+        "at line {number}, column {}\n{margin} |\n{number} | {line}\n{margin} | {}{carets}\n{message}",
+        column + 1,
+        " ".repeat(column),
+    )
+}
+
 /// Adds the nearest known key to the TOML reader's message about an unknown one.
-fn helpful(message: &str) -> String {
+pub(crate) fn helpful(message: &str) -> String {
     let words: Vec<&str> = message.rsplit("unknown field ").next().unwrap_or_default().split('`').collect();
     match words.split_first() {
         Some((_, [unknown, known @ ..])) if message.contains("unknown field `") => {
@@ -694,6 +717,7 @@ interfaces = ["eth0"]
         for (from, to, line, part) in [
             ("hosts = 12", "hosts = -3", "line 3", "`-3`, expected the number of hosts that may send, at least 1"),
             ("hosts = 12", "hosts = 0", "line 3", "at least 1"),
+            ("level = 7", "level = \"7\"", "line 9", "a number from 0 to 7, without quotes"),
             ("hosts = 12", "hosts = 99999999999", "line 3", "invalid value"),
             ("\"10gbit\"", "\"10gbps\"", "line 4", "bytes to tc"),
             ("\"10gbit\"", "10", "line 4", "expected a rate with its unit, in quotes: \"10gbit\""),

@@ -122,7 +122,7 @@ impl Assertion {
     fn is_about(&self, stream: &Stream) -> bool {
         let of_level = self.level.is_none_or(|level| stream.level == Some(level));
         let of_way = match self.way {
-            Way::RoundTrip => stream.sample == Sample::Rtt,
+            Way::RoundTrip => matches!(stream.sample, Sample::Rtt | Sample::Request),
             Way::Up => stream.sample == Sample::OneWay && stream.name.ends_with(" up"),
             Way::Down => stream.sample == Sample::OneWay && stream.name.ends_with(" down"),
         };

@@ -6,11 +6,15 @@
 
 mod assertion;
 mod clock;
+pub mod compare;
 pub mod control;
 mod endpoint;
 mod ethtool;
 pub mod host;
 mod latencies;
+pub mod load;
+pub mod memcached;
+mod poll;
 mod probe;
 mod ranks;
 mod realtime;
@@ -23,6 +27,8 @@ pub mod server;
 pub mod session;
 mod stalls;
 mod stamping;
+mod tcp;
+pub(crate) mod threads;
 pub mod train;
 mod verdict;
 mod window;

@@ -1,7 +1,10 @@
 //! Notices when this machine's CPUs are away: preempted by a hypervisor, or busy in the kernel.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     thread::Scope,
     time::Duration,
 };
@@ -17,8 +20,13 @@ pub struct StallWatch {
     longest_ns: AtomicU64,
     long_ns: AtomicU64,
     excess_ns: AtomicU64,
+    /// From when to when, ns of CLOCK_MONOTONIC, those that were longer than what is allowed for.
+    long: Mutex<Vec<(u64, u64)>>,
     stop: AtomicBool,
 }
+
+/// More stalls than this are only summed up.
+const REMEMBERED: usize = 10_000;
 
 const INTERVAL: Duration = Duration::from_micros(500);
 
@@ -30,6 +38,7 @@ impl StallWatch {
             longest_ns: AtomicU64::new(0),
             long_ns: AtomicU64::new(0),
             excess_ns: AtomicU64::new(0),
+            long: Mutex::new(Vec::new()),
             stop: AtomicBool::new(false),
         }
     }
@@ -47,12 +56,26 @@ impl StallWatch {
                     self.longest_ns.fetch_max(late, Relaxed);
                     if late > self.allowed_ns {
                         self.long_ns.fetch_add(late, Relaxed);
+                        self.remember(now - late, now);
                     }
                     self.excess_ns.fetch_add(late.saturating_sub(self.allowed_ns), Relaxed);
                     before = now;
                 }
             });
         }
+    }
+
+    fn remember(&self, from_ns: u64, to_ns: u64) {
+        let mut long = self.long.lock().unwrap_or_else(PoisonError::into_inner);
+        if long.len() < REMEMBERED {
+            long.push((from_ns, to_ns));
+        }
+    }
+
+    /// Whether a CPU was away at any time between these two, ns of CLOCK_MONOTONIC, for longer than what is allowed for.
+    pub fn was_away(&self, from_ns: u64, to_ns: u64) -> bool {
+        let long = self.long.lock().unwrap_or_else(PoisonError::into_inner);
+        long.iter().any(|&(from, to)| from < to_ns && to > from_ns)
     }
 
     /// Ends the watch.
@@ -79,6 +102,17 @@ impl StallWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn remembers_when_a_cpu_was_away() {
+        let watch = StallWatch::new(0);
+        watch.remember(100, 200);
+        watch.remember(300, 400);
+        assert!(
+            watch.was_away(0, 101) && watch.was_away(150, 160) && watch.was_away(199, 299) && watch.was_away(0, 900)
+        );
+        assert!(!watch.was_away(0, 100) && !watch.was_away(200, 300) && !watch.was_away(400, 900));
+    }
 
     #[test]
     fn counts_what_exceeds_the_allowance() {

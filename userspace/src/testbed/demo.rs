@@ -15,12 +15,13 @@ use qjump_ebpf::Level;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Queueing, Rack, RackSpec, iperf};
+use super::{Queueing, Rack, RackSpec, iperf, needs};
 use crate::{
-    chart,
+    chart::{Curve, Picture},
     config::QueueChoice,
     measure::{Priority, Probe, Progress, Report, StallWatch, flood},
     plan::{Delays, Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
+    report::write_file,
     table::Table,
     units::{Nanos, Rate, show_ns},
 };
@@ -42,7 +43,7 @@ const PROBE_SENDERS: [usize; 4] = [1, 2, 3, 4];
 const BULK_SENDERS: [usize; 2] = [5, 6];
 const ROGUE: usize = 7;
 
-const RACK: RackSpec = RackSpec { hosts: 8, rate: Rate::from_bps(100_000_000), buffer: 256 * 1024 };
+const RACK: RackSpec = RackSpec::star(8, Rate::from_bps(100_000_000), 256 * 1024);
 /// Largest packet of level 7, L2 bytes.
 const MAX_PACKET: u32 = 512;
 /// Between two probes from any host: each host sends one in four intervals.
@@ -191,7 +192,7 @@ const REPEATS: u32 = 3;
 fn network(demand: Demand, epsilon: Nanos) -> Network {
     Network {
         hosts: RACK.hosts as u32,
-        link_rate: RACK.rate,
+        link_rate: RACK.leaf.rate,
         max_packet: MAX_PACKET,
         delays: Delays::Given(epsilon),
         wire_overhead: default_wire_overhead(),
@@ -248,7 +249,7 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<b
         nix::unistd::geteuid().is_root(),
         "the demonstration makes network namespaces and loads eBPF programs; run it as root, for example with sudo"
     );
-    iperf::check()?;
+    needs::require(&[needs::IPERF3])?;
     let limited = options.plan()?;
     let marked = network(Demand::Unlimited, options.epsilon).plan()?;
     let bound_ns = limited.levels[0].bound_ns.context("a level of factor 1 has a bound")? as u64;
@@ -258,7 +259,7 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<b
         "Rack: {} hosts and a switch with {} ports, in network namespaces of this machine: {} send probes to one, {} \
          send bulk to it, and one may turn rogue.",
         RACK.hosts,
-        RACK.rate,
+        RACK.leaf.rate,
         PROBE_SENDERS.len(),
         BULK_SENDERS.len()
     );
@@ -299,13 +300,14 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<b
     fs::write(&summary, format!("{:#}\n", summary_json(&outcomes, &limited, bound_ns)))
         .with_context(|| format!("cannot write {}", summary.display()))?;
     let picture = output.join(format!("latency{suffix}.svg"));
-    let curves: Vec<chart::Curve> = outcomes
+    let curves: Vec<Curve> = outcomes
         .iter()
-        .map(|outcome| chart::Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
+        .map(|outcome| Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
         .collect();
-    let title = format!("Time of a probe through a {} switch port, beside iperf3", RACK.rate);
-    let axes = chart::Axes { x: "one-way latency, us", y: "share of probes that took longer" };
-    chart::ccdf(&picture, &title, &axes, &curves, &[("bound".to_owned(), bound_ns as f64)])?;
+    let title = format!("Time of a probe through a {} switch port, beside iperf3", RACK.leaf.rate);
+    let bounds = [("bound".to_owned(), bound_ns as f64)];
+    let drawn = Picture::ccdf(&title, "one-way latency", "share of probes that took longer", curves, &bounds);
+    write_file(&picture, drawn.svg().as_bytes())?;
     println!("Written: {} and {}", summary.display(), picture.display());
     Ok(outcomes.iter().all(|outcome| outcome.verdict() != Some(Verdict::Broken)))
 }
@@ -354,7 +356,8 @@ fn run_case(
         let seconds = (WARM_UP + duration + Duration::from_secs(1)).as_secs() + 1;
         for (number, &host) in BULK_SENDERS.iter().enumerate() {
             let port = IPERF_PORT + number as u16;
-            clients.push(iperf::client(rack.host(host), &rack.address(RECEIVER), port, seconds, BULK_CPU)?);
+            let amount = iperf::Amount::Seconds(seconds);
+            clients.push(iperf::client(rack.host(host), &rack.address(RECEIVER), port, amount, BULK_CPU)?);
         }
         std::thread::sleep(WARM_UP);
     }
@@ -375,7 +378,7 @@ fn run_case(
             // More than the receiver's port carries, in the largest packets of the level.
             let payload = MAX_PACKET as usize - 42;
             let stop = &rogue_stop;
-            scope.spawn(move || flood(socket, payload, RACK.rate.bps() * 5 / 4, stop));
+            scope.spawn(move || flood(socket, payload, RACK.leaf.rate.bps() * 5 / 4, stop));
         }
         let probing = scope.spawn(|| probe.run(&senders, &receiver, &progress));
         show_progress(case, &probe, &progress, || probing.is_finished(), cancelled);
@@ -574,7 +577,7 @@ fn summary_json(outcomes: &[Outcome], plan: &Plan, bound_ns: u64) -> Value {
         "emulated": true,
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-        "rack": {"hosts": RACK.hosts, "link_rate_bps": RACK.rate.bps(), "buffer_bytes": RACK.buffer},
+        "rack": {"hosts": RACK.hosts, "link_rate_bps": RACK.leaf.rate.bps(), "buffer_bytes": RACK.leaf.buffer},
         "probe": {"senders": PROBE_SENDERS.len(), "interval_ns": PROBE_INTERVAL_NS, "payload_bytes": PROBE_PAYLOAD},
         "plan": plan.to_json(),
         "bound_ns": bound_ns,

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::Path,
     process::{Command, Stdio},
 };
@@ -15,10 +16,11 @@ use crate::dataplane::Pins;
 const NETNS_DIRECTORY: &str = "/run/netns";
 const PREFIX: &str = "qjump-";
 
-/// A network namespace of this process.
+/// A network namespace.
 #[derive(Debug)]
 pub struct NetNs {
     name: String,
+    removed_when_dropped: bool,
 }
 
 impl NetNs {
@@ -27,9 +29,17 @@ impl NetNs {
     /// # Errors
     /// If `ip` is missing or refuses.
     pub fn new(role: &str) -> Result<Self> {
-        let name = format!("{PREFIX}{}-{role}", std::process::id());
+        Self::of_rack(&std::process::id().to_string(), role)
+    }
+
+    /// Makes a namespace called `qjump-RACK-role`.
+    ///
+    /// # Errors
+    /// If `ip` is missing or refuses.
+    pub(super) fn of_rack(rack: &str, role: &str) -> Result<Self> {
+        let name = format!("{PREFIX}{rack}-{role}");
         ip(&["netns", "add", &name])?;
-        let netns = Self { name };
+        let netns = Self { name, removed_when_dropped: true };
         netns.enter(|| {
             // Neighbour discovery and its like would put packets of their own on every link, some of them
             // at level 7 (the kernel sends them with TC_PRIO_CONTROL).
@@ -39,6 +49,16 @@ impl NetNs {
         })?;
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// One that somebody else has made and will remove.
+    pub(super) fn standing(rack: &str, role: &str) -> Self {
+        Self { name: format!("{PREFIX}{rack}-{role}"), removed_when_dropped: false }
+    }
+
+    /// Leaves it to others to remove it.
+    pub(super) fn leave(&mut self) {
+        self.removed_when_dropped = false;
     }
 
     /// Its name, as in `ip netns exec NAME`.
@@ -51,13 +71,11 @@ impl NetNs {
     /// # Errors
     /// Those of `work`, and if the namespace cannot be entered.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = Path::new(NETNS_DIRECTORY).join(&self.name);
+        let file = self.open()?;
         std::thread::scope(|scope| {
             scope
                 .spawn(move || {
-                    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-                    setns(file, CloneFlags::CLONE_NEWNET)
-                        .with_context(|| format!("cannot enter {}", path.display()))?;
+                    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", self.name))?;
                     work()
                 })
                 .join()
@@ -65,7 +83,13 @@ impl NetNs {
         })
     }
 
-    /// A command that runs inside.
+    /// The file by which it can be entered.
+    pub(super) fn open(&self) -> Result<File> {
+        let path = Path::new(NETNS_DIRECTORY).join(&self.name);
+        File::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+
+    /// A command that runs inside, with a /sys of its own; what must see pins is a [`super::Program`].
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]).stdin(Stdio::null());
@@ -82,7 +106,7 @@ impl NetNs {
         ip(&all)
     }
 
-    /// `tc` or `bridge` inside the namespace, one command a line.
+    /// `ip`, `tc` or `bridge` inside the namespace, one command a line.
     ///
     /// # Errors
     /// If one of the commands fails.
@@ -107,7 +131,9 @@ impl NetNs {
 
 impl Drop for NetNs {
     fn drop(&mut self) {
-        let _ = ip(&["netns", "delete", &self.name]);
+        if self.removed_when_dropped {
+            let _ = ip(&["netns", "delete", &self.name]);
+        }
     }
 }
 
@@ -129,11 +155,36 @@ pub(super) fn ip(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The namespaces of a rack that are there, whatever its state.
+pub(super) fn of_rack(rack: &str) -> Vec<String> {
+    let prefix = format!("{PREFIX}{rack}-");
+    all().filter(|name| name.starts_with(&prefix)).collect()
+}
+
+/// Removes a namespace by its name.
+pub(super) fn remove(name: &str) -> Result<()> {
+    ip(&["netns", "delete", name])
+}
+
+/// The processes in a namespace.
+pub(super) fn processes(name: &str) -> Vec<u32> {
+    let Ok(netns) = fs::metadata(Path::new(NETNS_DIRECTORY).join(name)) else { return Vec::new() };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|own| own.ino() == netns.ino()))
+        .collect()
+}
+
+fn all() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(NETNS_DIRECTORY).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
 /// Removes the namespaces and pins of processes that were killed before they could.
 pub fn remove_stale() {
     let is_dead = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-    let names = fs::read_dir(NETNS_DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    for name in names.filter_map(|name| name.into_string().ok()) {
+    for name in all() {
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse().ok());
         if pid.is_some_and(is_dead) {
             let _ = ip(&["netns", "delete", &name]);
@@ -146,9 +197,14 @@ pub fn remove_stale() {
     }
 }
 
-/// The name of a rack host's interface: unique on this machine, because pins go by interface names.
+/// The name of an interface of a host of this process's rack: unique on this machine, because pins go by interface names.
 pub(super) fn rack_interface(pid: u32, host: usize) -> String {
     format!("qj{pid:x}h{}", host + 1)
+}
+
+/// The name of an interface of a host of a named rack. No process's rack has one like it: it has a dash.
+pub(super) fn named_interface(rack: &str, host: usize) -> String {
+    format!("qj-{rack}-h{}", host + 1)
 }
 
 /// The process whose rack an interface belongs to, by its name.
@@ -165,7 +221,7 @@ mod tests {
     #[test]
     fn only_interfaces_of_racks_have_an_owner() {
         assert_eq!(rack_owner(&rack_interface(0x0012_abcd, 4)), Some(0x0012_abcd));
-        for other in ["eth0", "qjh", "qj12", "qj12hx", "qjxyzh1", "enp3s0"] {
+        for other in ["eth0", "qjh", "qj12", "qj12hx", "qjxyzh1", "enp3s0", "qj-eight-h1", "qj-h-h1"] {
             assert_eq!(rack_owner(other), None, "{other}");
         }
         // The kernel takes 15 characters; process ids go to 2^22.

@@ -1,84 +1,141 @@
-//! A rack: hosts, one switch, and links that take their time.
+//! A rack: hosts, one or two tiers of switches, and links that take their time.
 
-use anyhow::{Context, Result};
+use std::{fmt::Write as _, sync::Mutex};
+
+use anyhow::{Context, Result, bail};
 use qjump_ebpf::Level;
 
-use super::netns::{NetNs, rack_interface};
+use super::{
+    netns::{NetNs, named_interface, rack_interface},
+    spec::{Port, Queueing, RackSpec},
+};
 use crate::{
     config::QueueChoice,
-    dataplane::{self, Hook, Loaded},
+    dataplane::{self, Hook, Loaded, Pins},
     plan::Plan,
-    units::Rate,
 };
 
-/// What a rack is made of.
-#[derive(Clone, Copy, Debug)]
-pub struct RackSpec {
-    /// Hosts.
-    pub hosts: usize,
-    /// Rate of every switch port. Hosts send as fast as they can: the model asks only that no link be
-    /// slower than this.
-    pub rate: Rate,
-    /// Bytes that a switch port can hold for each of its queues.
-    pub buffer: u32,
+/// Whose rack it is; decides what its namespaces and interfaces are called.
+#[derive(Clone, Debug)]
+enum Owner {
+    /// This process's.
+    Process(u32),
+    /// It stands until somebody takes it down.
+    Named(String),
 }
 
-/// How the switch serves the packets that wait for a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queueing {
-    /// In the order of their arrival.
-    Fifo,
-    /// Eight queues by the packets' DSCP, the highest first, each in the order of arrival.
-    Strict,
+impl Owner {
+    fn name(&self) -> String {
+        match self {
+            Self::Process(pid) => pid.to_string(),
+            Self::Named(name) => name.clone(),
+        }
+    }
 }
 
-/// A rack that is up. Everything is removed when it is dropped.
+/// A rack that is up. Everything is removed when it is dropped, unless it is a standing one.
 #[derive(Debug)]
 pub struct Rack {
+    owner: Owner,
     spec: RackSpec,
-    switch: NetNs,
+    leaves: Vec<NetNs>,
+    spines: Vec<NetNs>,
     hosts: Vec<NetNs>,
-    loaded: std::cell::RefCell<Vec<usize>>,
+    loaded: Mutex<Vec<usize>>,
+}
+
+/// The port of a switch, seen from the namespace that it is in.
+struct SwitchPort<'a> {
+    switch: &'a NetNs,
+    device: String,
+    port: Port,
 }
 
 /// The largest frame without FCS: MTU 1500 and an Ethernet header.
 const FRAME: u32 = 1514;
 
 impl Rack {
-    /// Builds a rack with FIFO ports.
+    /// Builds a rack of this process.
     ///
     /// # Errors
-    /// If iproute2 is missing, or the kernel lacks veth, bridge or HTB.
+    /// If iproute2 is missing, or the kernel lacks veth, bridge or a qdisc.
     pub fn up(spec: RackSpec) -> Result<Self> {
         super::remove_stale();
-        let switch = NetNs::new("switch")?;
-        switch.ip("link add br0 type bridge stp_state 0 mcast_snooping 0")?;
-        switch.ip("link set br0 up")?;
-        let mut rack = Self { spec, switch, hosts: Vec::new(), loaded: Vec::new().into() };
-        for host in 0..spec.hosts {
-            let netns = NetNs::new(&format!("h{}", host + 1))?;
-            rack.hosts.push(netns);
-            rack.connect(host).with_context(|| format!("cannot connect host {} to the switch", host + 1))?;
+        Self::build(Owner::Process(std::process::id()), spec)
+    }
+
+    /// Builds a rack that outlives this process once [`Self::leave`] has been called.
+    pub(super) fn named(name: &str, spec: RackSpec) -> Result<Self> {
+        Self::build(Owner::Named(name.to_owned()), spec)
+    }
+
+    /// A rack that stands already.
+    pub(super) fn standing(name: &str, spec: RackSpec) -> Self {
+        let of = |role: &str, count| (1..=count).map(|at| NetNs::standing(name, &format!("{role}{at}"))).collect();
+        Self {
+            owner: Owner::Named(name.to_owned()),
+            spec,
+            leaves: of("leaf", spec.leaves()),
+            spines: of("spine", spec.spines()),
+            hosts: of("h", spec.hosts),
+            loaded: Mutex::default(),
+        }
+    }
+
+    fn build(owner: Owner, spec: RackSpec) -> Result<Self> {
+        let name = owner.name();
+        let mut rack =
+            Self { owner, spec, leaves: Vec::new(), spines: Vec::new(), hosts: Vec::new(), loaded: Mutex::default() };
+        for leaf in 1..=spec.leaves() {
+            rack.leaves.push(bridge(&name, &format!("leaf{leaf}"))?);
+        }
+        if spec.ecn_threshold.is_some() {
+            require_red(&rack.leaves[0])?;
+        }
+        for spine in 1..=spec.spines() {
+            rack.spines.push(bridge(&name, &format!("spine{spine}"))?);
         }
         for host in 0..spec.hosts {
-            rack.introduce(host)?;
+            rack.hosts.push(NetNs::of_rack(&name, &format!("h{}", host + 1))?);
+            rack.connect(host).with_context(|| format!("cannot connect host {} to its switch", host + 1))?;
         }
-        rack.set_queueing(Queueing::Fifo)?;
+        rack.connect_tiers()?;
+        rack.introduce()?;
+        rack.set_queueing(spec.queueing)?;
+        for host in 0..spec.hosts {
+            rack.put_card(host)?;
+        }
         Ok(rack)
+    }
+
+    /// Leaves it standing when this value is dropped.
+    pub(super) fn leave(mut self) {
+        for netns in self.leaves.iter_mut().chain(&mut self.spines).chain(&mut self.hosts) {
+            netns.leave();
+        }
+    }
+
+    /// What it is made of.
+    pub const fn spec(&self) -> &RackSpec {
+        &self.spec
     }
 
     /// The name of a host's interface, unique on this machine.
     pub fn interface(&self, host: usize) -> String {
-        rack_interface(std::process::id(), host)
-    }
-
-    fn port(&self, host: usize) -> String {
-        format!("p{}", host + 1)
+        match &self.owner {
+            Owner::Process(pid) => rack_interface(*pid, host),
+            Owner::Named(name) => named_interface(name, host),
+        }
     }
 
     /// A host's IPv4 address.
     pub fn address(&self, host: usize) -> String {
         format!("10.0.0.{}", host + 1)
+    }
+
+    /// A host's IPv6 address, if the rack has such.
+    pub fn address6(&self, host: usize) -> Option<String> {
+        self.spec.ipv6.then(|| format!("fd00:716a::{:x}", host + 1))
     }
 
     fn mac(&self, host: usize) -> String {
@@ -90,92 +147,213 @@ impl Rack {
         &self.hosts[host]
     }
 
+    /// The namespace of a host (`h3` or `3`) or a switch (`leaf1`, `spine1`), and the number of the host from 0.
+    ///
+    /// # Errors
+    /// If there is no such.
+    pub fn find(&self, name: &str) -> Result<(&NetNs, Option<usize>)> {
+        let number = |prefix: &str, all: usize| {
+            let number: usize = name.strip_prefix(prefix)?.parse().ok()?;
+            (1..=all).contains(&number).then(|| number - 1)
+        };
+        if let Some(host) = number("h", self.hosts.len()).or_else(|| number("", self.hosts.len())) {
+            return Ok((&self.hosts[host], Some(host)));
+        }
+        let switches = [("leaf", &self.leaves), ("spine", &self.spines)];
+        let found = switches.iter().find_map(|(prefix, all)| Some(&all[number(prefix, all.len())?]));
+        if let Some(switch) = found {
+            return Ok((switch, None));
+        }
+        let mut known = format!("h1 to h{}, leaf1", self.hosts.len());
+        if self.leaves.len() > 1 {
+            known += &format!(" to leaf{}, spine1", self.leaves.len());
+        }
+        bail!(
+            "there is no '{name}' in this rack; there are {known}{}",
+            match self.spines.len() {
+                0 | 1 => String::new(),
+                more => format!(" to spine{more}"),
+            }
+        )
+    }
+
     fn connect(&self, host: usize) -> Result<()> {
-        let (interface, port, netns) = (self.interface(host), self.port(host), &self.hosts[host]);
+        let (interface, netns) = (self.interface(host), &self.hosts[host]);
+        let (leaf, port) = (&self.leaves[self.spec.leaf_of(host)], host_port(host));
         // Segments leave one by one: a 64 KB super-packet would hold a 100 Mbit/s port for 5 ms at a time.
         netns.ip(&format!(
             "link add {interface} address {} gso_max_segs 1 type veth peer name {port} gso_max_segs 1 netns {}",
             self.mac(host),
-            self.switch.name()
+            leaf.name()
         ))?;
-        netns.ip(&format!("addr add {}/24 dev {interface}", self.address(host)))?;
-        self.switch.ip(&format!("link set {port} master br0 up"))?;
+        leaf.ip(&format!("link set {port} master br0 up"))?;
+        if let Some(address) = self.address6(host) {
+            netns.enter(|| Ok(std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "0")?))?;
+            netns.ip(&format!("link set {interface} addrgenmode none"))?;
+            netns.ip(&format!("addr add {address}/64 dev {interface} nodad"))?;
+        }
+        netns.ip(&format!("addr add {}/24 broadcast + dev {interface}", self.address(host)))?;
         netns.ip(&format!("link set {interface} up"))
     }
 
-    /// Nobody has to ask who is where: questions would be dropped where the test drops.
-    fn introduce(&self, host: usize) -> Result<()> {
-        let interface = self.interface(host);
-        for other in (0..self.spec.hosts).filter(|&other| other != host) {
-            self.hosts[host].ip(&format!(
-                "neigh replace {} lladdr {} dev {interface} nud permanent",
-                self.address(other),
-                self.mac(other)
-            ))?;
+    fn connect_tiers(&self) -> Result<()> {
+        for (number, leaf) in self.leaves.iter().enumerate() {
+            for (above, spine) in self.spines.iter().enumerate() {
+                let (up, down) = (up_port(above), down_port(number));
+                leaf.ip(&format!(
+                    "link add {up} gso_max_segs 1 type veth peer name {down} gso_max_segs 1 netns {}",
+                    spine.name()
+                ))?;
+                leaf.ip(&format!("link set {up} master br0 up"))?;
+                spine.ip(&format!("link set {down} master br0 up"))?;
+                // What goes to everybody goes through the first spine alone, or it would go round and round.
+                if above > 0 {
+                    let quiet = |port: &str| format!("link set dev {port} flood off mcast_flood off bcast_flood off\n");
+                    leaf.batch("bridge", &quiet(&up))?;
+                    spine.batch("bridge", &quiet(&down))?;
+                }
+            }
         }
-        let entry = format!("fdb replace {} dev {} master static\n", self.mac(host), self.port(host));
-        self.switch.batch("bridge", &entry)
+        Ok(())
     }
 
-    /// A shaped class: HTB counts what a frame takes on the wire, and its burst is one frame.
-    fn shaped(&self, device: &str, parent: &str, class: &str, rest: &str) -> String {
-        format!(
-            "class add dev {device} parent {parent} classid {class} htb {rest} burst {FRAME} cburst {FRAME} \
-             overhead 24 mpu 84 quantum {FRAME}\n"
-        )
+    /// Nobody has to ask who is where: questions would be dropped where the test drops. Between tiers, the destination
+    /// decides the way, so packets that part do not meet again.
+    fn introduce(&self) -> Result<()> {
+        let everybody = 0..self.spec.hosts;
+        for host in everybody.clone() {
+            let interface = self.interface(host);
+            let mut lines = String::new();
+            for other in everybody.clone().filter(|&other| other != host) {
+                for address in [Some(self.address(other)), self.address6(other)].into_iter().flatten() {
+                    let mac = self.mac(other);
+                    let _ = writeln!(lines, "neigh replace {address} lladdr {mac} dev {interface} nud permanent");
+                }
+            }
+            self.hosts[host].batch("ip", &lines)?;
+        }
+        let entries = |to: &dyn Fn(usize) -> String| {
+            everybody.clone().fold(String::new(), |mut lines, host| {
+                let _ = writeln!(lines, "fdb replace {} dev {} master static", self.mac(host), to(host));
+                lines
+            })
+        };
+        for (number, leaf) in self.leaves.iter().enumerate() {
+            let to = |host: usize| match self.spec.leaf_of(host) == number {
+                true => host_port(host),
+                false => up_port(host % self.spines.len()),
+            };
+            leaf.batch("bridge", &entries(&to))?;
+        }
+        for spine in &self.spines {
+            spine.batch("bridge", &entries(&|host| down_port(self.spec.leaf_of(host))))?;
+        }
+        Ok(())
     }
 
-    fn fifo(&self, device: &str) -> String {
-        let rate = self.spec.rate;
+    /// All ports of all switches.
+    fn ports(&self) -> Vec<SwitchPort<'_>> {
+        let to_hosts = (0..self.spec.hosts).map(|host| SwitchPort {
+            switch: &self.leaves[self.spec.leaf_of(host)],
+            device: host_port(host),
+            port: self.spec.leaf,
+        });
+        let between = self.spec.spine.into_iter().flat_map(|spec| {
+            let port = spec.port;
+            self.leaves.iter().enumerate().flat_map(move |(number, leaf)| {
+                self.spines.iter().enumerate().flat_map(move |(above, spine)| {
+                    [
+                        SwitchPort { switch: leaf, device: up_port(above), port },
+                        SwitchPort { switch: spine, device: down_port(number), port },
+                    ]
+                })
+            })
+        });
+        to_hosts.chain(between).collect()
+    }
+
+    /// What holds the packets of one queue.
+    fn queue(&self, device: &str, parent: &str, handle: &str, port: &Port) -> String {
+        let Port { rate, buffer } = port;
+        let add = format!("qdisc add dev {device} parent {parent} handle {handle}");
+        match self.spec.ecn_threshold {
+            None => format!("{add} bfifo limit {buffer}\n"),
+            // From the threshold on, every packet is marked, by the queue's length now and not by its average: tc wants
+            // a burst of at least min / avpkt, and a short one makes for a short memory.
+            Some(threshold) => format!(
+                "{add} red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn\n",
+                threshold + 1,
+                threshold / FRAME + 1
+            ),
+        }
+    }
+
+    fn fifo(&self, device: &str, port: &Port) -> String {
+        let rate = port.rate;
         format!("qdisc add dev {device} root handle 1: htb default 1\n")
-            + &self.shaped(device, "1:", "1:1", &format!("rate {rate} ceil {rate}"))
-            + &format!("qdisc add dev {device} parent 1:1 handle 10: bfifo limit {}\n", self.spec.buffer)
+            + &shaped(device, "1:", "1:1", &format!("rate {rate} ceil {rate}"))
+            + &self.queue(device, "1:1", "10:", port)
     }
 
-    fn strict(&self, device: &str) -> String {
-        let rate = self.spec.rate;
+    fn strict(&self, device: &str, port: &Port) -> String {
+        let rate = port.rate;
         let mut lines = format!("qdisc add dev {device} root handle 1: htb default 10\n")
-            + &self.shaped(device, "1:", "1:1", &format!("rate {rate} ceil {rate}"));
+            + &shaped(device, "1:", "1:1", &format!("rate {rate} ceil {rate}"));
         for level in Level::strictest_first() {
             let (class, handle) = (format!("1:1{level}"), format!("1{level}:"));
             // What a class has of its own it sends before any priority counts, so it has next to nothing
             // and borrows the rest, by priority.
             let share = format!("rate 1kbit ceil {rate} prio {}", 7 - level.number());
-            lines += &self.shaped(device, "1:1", &class, &share);
-            lines +=
-                &format!("qdisc add dev {device} parent {class} handle {handle} bfifo limit {}\n", self.spec.buffer);
-            lines += &format!(
-                "filter add dev {device} parent 1: protocol ip prio 1 u32 match ip tos {:#04x} 0xe0 flowid {class}\n",
-                level.traffic_class(0)
-            );
+            lines += &shaped(device, "1:1", &class, &share);
+            lines += &self.queue(device, &class, &handle, port);
+            let traffic_class = level.traffic_class(0);
+            let filter = format!("filter add dev {device} parent 1: protocol");
+            let _ = writeln!(lines, "{filter} ip prio 1 u32 match ip tos {traffic_class:#04x} 0xe0 flowid {class}");
+            if self.spec.ipv6 {
+                // Version, then the traffic class, which spans two bytes.
+                let bits = u16::from(traffic_class) << 4;
+                let _ = writeln!(lines, "{filter} ipv6 prio 2 u32 match u16 {bits:#06x} 0x0e00 at 0 flowid {class}");
+            }
         }
         lines
     }
 
-    /// Sets how the switch's ports queue, for all of them.
+    /// Sets how the switches' ports queue, for all of them.
     ///
     /// # Errors
     /// If the kernel lacks a qdisc.
     pub fn set_queueing(&self, queueing: Queueing) -> Result<()> {
-        for host in 0..self.spec.hosts {
-            let port = self.port(host);
+        for SwitchPort { switch, device, port } in self.ports() {
             // The first time there is none to delete.
-            let _ = self.switch.batch("tc", &format!("qdisc del dev {port} root\n"));
+            let _ = switch.batch("tc", &format!("qdisc del dev {device} root\n"));
             let lines = match queueing {
-                Queueing::Fifo => self.fifo(&port),
-                Queueing::Strict => self.strict(&port),
+                Queueing::Fifo => self.fifo(&device, &port),
+                Queueing::Strict => self.strict(&device, &port),
             };
-            self.switch.batch("tc", &lines)?;
+            switch.batch("tc", &lines)?;
         }
         Ok(())
     }
 
-    /// Loads a plan on a host, as `qjump load` does.
+    /// Gives a host its own network card, if the rack has such: a FIFO at the end of the host's queue.
+    fn put_card(&self, host: usize) -> Result<()> {
+        match &self.spec.host {
+            None => Ok(()),
+            Some(card) => self.hosts[host].batch("tc", &self.fifo(&self.interface(host), card)),
+        }
+    }
+
+    /// Loads a plan on a host, as `qjump load` does. A queue of qjump's takes the place of the host's network card, and
+    /// is as fast.
     ///
     /// # Errors
     /// Those of [`dataplane::load`].
     pub fn load(&self, host: usize, plan: &Plan, queue: QueueChoice) -> Result<Vec<Loaded>> {
         let interface = self.interface(host);
+        let card = self.spec.host.filter(|_| queue != QueueChoice::Keep);
+        if card.is_some() {
+            self.hosts[host].batch("tc", &format!("qdisc del dev {interface} root\n"))?;
+        }
         let loaded = self.hosts[host].enter(|| {
             let request = dataplane::Request {
                 interfaces: &[interface],
@@ -183,11 +361,11 @@ impl Rack {
                 pcp: false,
                 hook: Hook::Auto,
                 queue,
-                host_rate: None,
+                host_rate: card.map(|card| card.rate),
             };
             Ok(dataplane::load(&request)?)
         })?;
-        self.loaded.borrow_mut().push(host);
+        self.lock().push(host);
         Ok(loaded)
     }
 
@@ -196,12 +374,25 @@ impl Rack {
     /// # Errors
     /// Those of [`dataplane::unload`].
     pub fn unload_all(&self) -> Result<()> {
-        let loaded: std::collections::BTreeSet<usize> = self.loaded.borrow_mut().drain(..).collect();
+        let loaded: std::collections::BTreeSet<usize> = self.lock().drain(..).collect();
         for host in loaded {
             let interface = self.interface(host);
             self.hosts[host].enter(|| Ok(dataplane::unload(&interface, false)?))?;
+            if self.spec.host.is_some() {
+                let _ = self.hosts[host].batch("tc", &format!("qdisc del dev {} root\n", self.interface(host)));
+                self.put_card(host)?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether a plan is loaded on a host, by whomever.
+    pub fn is_loaded(&self, host: usize) -> bool {
+        Pins::of(&self.interface(host)).exist()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<usize>> {
+        self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -210,4 +401,44 @@ impl Drop for Rack {
         // The pins lie outside the namespaces and would stay.
         let _ = self.unload_all();
     }
+}
+
+/// A switch: a bridge in a namespace of its own.
+fn bridge(rack: &str, role: &str) -> Result<NetNs> {
+    let switch = NetNs::of_rack(rack, role)?;
+    switch.ip("link add br0 type bridge stp_state 0 mcast_snooping 0")?;
+    switch.ip("link set br0 up")?;
+    Ok(switch)
+}
+
+/// Refuses a rack that marks congestion where the kernel cannot.
+fn require_red(scratch: &NetNs) -> Result<()> {
+    let red = "root red limit 60000 min 15000 max 15001 avpkt 1514 burst 10 bandwidth 1mbit probability 1 ecn";
+    scratch.batch("tc", &format!("qdisc add dev lo {red}\nqdisc del dev lo root\n")).context(
+        "ecn-threshold needs the qdisc 'red' to mark packets, which this kernel lacks; try `modprobe sch_red`, boot a \
+             kernel with CONFIG_NET_SCH_RED, or leave ecn-threshold out",
+    )
+}
+
+/// The port of a leaf towards a host.
+fn host_port(host: usize) -> String {
+    format!("p{}", host + 1)
+}
+
+/// The port of a leaf towards a spine.
+fn up_port(spine: usize) -> String {
+    format!("up{}", spine + 1)
+}
+
+/// The port of a spine towards a leaf.
+fn down_port(leaf: usize) -> String {
+    format!("down{}", leaf + 1)
+}
+
+/// A shaped class: HTB counts what a frame takes on the wire, and its burst is one frame.
+fn shaped(device: &str, parent: &str, class: &str, rest: &str) -> String {
+    format!(
+        "class add dev {device} parent {parent} classid {class} htb {rest} burst {FRAME} cburst {FRAME} \
+         overhead 24 mpu 84 quantum {FRAME}\n"
+    )
 }

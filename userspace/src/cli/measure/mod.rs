@@ -1,6 +1,9 @@
 //! `qjump measure`.
 
+mod compare;
 mod ladder;
+mod load;
+mod memcached;
 mod output;
 mod probe;
 mod serve;
@@ -16,7 +19,7 @@ use nix::{
 };
 
 use super::Failure;
-use crate::{measure::control::PORT, socket::Level};
+use crate::socket::Level;
 
 /// Measure tail latency, open loop, with the kernel's time stamps
 ///
@@ -37,6 +40,9 @@ enum Command {
     Pingpong(probe::PingPong),
     Ladder(ladder::Ladder),
     SwitchCheck(switch_check::SwitchCheck),
+    Load(load::Load),
+    Sink(load::Sink),
+    Memcached(memcached::Memcached),
 }
 
 impl MeasureCommand {
@@ -47,17 +53,20 @@ impl MeasureCommand {
             Command::Pingpong(command) => command.run(),
             Command::Ladder(command) => command.run(),
             Command::SwitchCheck(command) => command.run(),
+            Command::Load(command) => command.run(),
+            Command::Sink(command) => command.run(),
+            Command::Memcached(command) => command.run(),
         }
     }
 }
 
-/// Finds the address of a host, whose port is that of `qjump measure serve` unless it is given.
-fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+/// Finds the address of a host, with the port that is given, or else this one.
+fn resolve(target: &str, port: u16) -> Result<SocketAddr, Failure> {
     let with_port = match target.parse() {
         // An IPv6 address has colons, too.
-        Ok(ip) => return Ok(SocketAddr::new(ip, PORT)),
+        Ok(ip) => return Ok(SocketAddr::new(ip, port)),
         Err(_) if target.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => target.to_owned(),
-        Err(_) => format!("{target}:{PORT}"),
+        Err(_) => format!("{target}:{port}"),
     };
     let mut found =
         with_port.to_socket_addrs().map_err(|error| Failure::Failed(format!("cannot find '{target}': {error}")))?;

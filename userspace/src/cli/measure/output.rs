@@ -17,16 +17,23 @@ use crate::measure::{result::Document, train::Tick};
 
 /// How results are shown and kept.
 #[derive(Args)]
-pub struct Output {
+pub struct Results {
     /// Write the results as JSON into a file, or to standard output (-) instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Show no progress on standard error
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// The same of what is told second by second.
+#[derive(Args)]
+pub struct Output {
+    #[command(flatten)]
+    pub results: Results,
     /// Write a line of JSON a second and stream while it runs, into a file or to standard output (-)
     #[arg(long, value_name = "FILE")]
     live: Option<PathBuf>,
-    /// Show no progress on standard error
-    #[arg(long)]
-    quiet: bool,
 }
 
 fn is_stdout(path: &Path) -> bool {
@@ -37,19 +44,59 @@ fn cannot_write(path: &Path, error: &io::Error) -> String {
     format!("cannot write {}: {error}", path.display())
 }
 
-impl Output {
-    /// Opens the files before anything is measured, and leaves what they hold.
+/// Opens a file before anything is measured, and leaves what it holds.
+fn can_write(path: &Option<PathBuf>) -> Result<(), Failure> {
+    let Some(path) = path.as_deref().filter(|path| !is_stdout(path)) else { return Ok(()) };
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    opened.map(drop).map_err(|error| Failure::Failed(cannot_write(path, &error)))
+}
+
+impl Results {
+    /// Whether the results can be written.
     pub fn check(&self) -> Result<(), Failure> {
-        if self.json.as_deref().is_some_and(is_stdout) && self.live.as_deref().is_some_and(is_stdout) {
+        can_write(&self.json)
+    }
+
+    fn is_stdout(&self) -> bool {
+        self.json.as_deref().is_some_and(is_stdout)
+    }
+
+    /// Shows the results and writes them. They are not lost with a file that cannot be written.
+    pub fn finish(&self, document: &Document, text: &str) -> Result<(), Failure> {
+        if !self.is_stdout() {
+            print(text.trim_end())?;
+        }
+        self.write(document)
+    }
+
+    fn write(&self, document: &Document) -> Result<(), Failure> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let json = serde_json::to_string(document).map_err(|error| Failure::Failed(error.to_string()))?;
+        if is_stdout(path) {
+            return print(json);
+        }
+        let written = File::create(path).and_then(|mut file| {
+            writeln!(file, "{json}")?;
+            file.sync_all()
+                .or_else(|error| if error.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(error) })
+        });
+        written.map_err(|error| {
+            let _ = print(&json);
+            Failure::Failed(format!("{}; the results went to standard output instead", cannot_write(path, &error)))
+        })
+    }
+}
+
+impl Output {
+    /// Whether all can be written.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.results.is_stdout() && self.live.as_deref().is_some_and(is_stdout) {
             return Err(Failure::Usage(
                 "--json - and --live - cannot share standard output; give one a file".to_owned(),
             ));
         }
-        for path in self.json.iter().chain(&self.live).filter(|path| !is_stdout(path)) {
-            let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-            opened.map_err(|error| Failure::Failed(cannot_write(path, &error)))?;
-        }
-        Ok(())
+        self.results.check()?;
+        can_write(&self.live)
     }
 
     /// Who hears how it goes.
@@ -62,30 +109,15 @@ impl Output {
             }
             None => None,
         };
-        Ok(Reporter { live, progress: show::Progress::new(!self.quiet), failed: None })
+        Ok(Reporter { live, progress: show::Progress::new(!self.results.quiet), failed: None })
     }
 
-    /// Shows the results and writes them. They are not lost with a file that cannot be written.
+    /// Shows the results and writes them.
     pub fn finish(&self, document: &Document, text: &str) -> Result<(), Failure> {
-        let to_stdout = |path: &Option<PathBuf>| path.as_deref().is_some_and(is_stdout);
-        let json = || serde_json::to_string(document).map_err(|error| Failure::Failed(error.to_string()));
-        if to_stdout(&self.json) {
-            return print(json()?);
+        if self.live.as_deref().is_some_and(is_stdout) {
+            return self.results.write(document);
         }
-        if !to_stdout(&self.live) {
-            print(text.trim_end())?;
-        }
-        let Some(path) = &self.json else { return Ok(()) };
-        let json = json()?;
-        let written = File::create(path).and_then(|mut file| {
-            writeln!(file, "{json}")?;
-            file.sync_all()
-                .or_else(|error| if error.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(error) })
-        });
-        written.map_err(|error| {
-            let _ = print(&json);
-            Failure::Failed(format!("{}; the results went to standard output instead", cannot_write(path, &error)))
-        })
+        self.results.finish(document, text)
     }
 }
 

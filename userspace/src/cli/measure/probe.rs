@@ -5,13 +5,16 @@ use serde_json::json;
 
 use super::{
     super::{Failure, interrupt},
-    choose_cpu, level,
+    choose_cpu,
+    compare::Compare,
+    level,
     output::{Output, Reporter},
     resolve, show,
 };
 use crate::{
     measure::{
         Arrivals, Assertion, Bounds, Clocks, Transport,
+        control::PORT,
         result::{Document, Run, Sample},
         session::{Plan, Session, SessionError},
         train::{Spec, Train},
@@ -40,6 +43,8 @@ pub struct Probe {
     /// At random times (a Poisson process) instead of equal distances: meets what is periodic with the network fairly
     #[arg(long)]
     poisson: bool,
+    #[command(flatten)]
+    compare: Compare,
 }
 
 /// Send each probe when the answer to the one before has come: a closed loop
@@ -50,6 +55,8 @@ pub struct Probe {
 pub struct PingPong {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    compare: Compare,
 }
 
 /// What both have.
@@ -110,13 +117,13 @@ impl Probe {
     pub(super) fn run(self) -> Result<(), Failure> {
         let interval = 1e9 / self.rate;
         let arrivals = if self.poisson { Arrivals::Poisson(interval) } else { Arrivals::Fixed(interval) };
-        self.common.run(arrivals)
+        self.common.run(arrivals, &self.compare)
     }
 }
 
 impl PingPong {
     pub(super) fn run(self) -> Result<(), Failure> {
-        self.common.run(Arrivals::AfterAnswer)
+        self.common.run(Arrivals::AfterAnswer, &self.compare)
     }
 }
 
@@ -152,7 +159,7 @@ impl Common {
         };
         spec.check().map_err(|error| Failure::Usage(error.to_string()))?;
         Ok(Plan {
-            target: resolve(&self.target)?,
+            target: resolve(&self.target, PORT)?,
             spec,
             bound_ns: self.bound.map(Nanos::ns),
             clock_offset_ns: self.clock_offset_bound.map(Nanos::ns),
@@ -195,12 +202,11 @@ impl Common {
         Ok(())
     }
 
-    fn run(self, arrivals: Arrivals) -> Result<(), Failure> {
+    fn run(self, arrivals: Arrivals, compare: &Compare) -> Result<(), Failure> {
         let plan = self.plan(arrivals)?;
         self.output.check()?;
         let mut reporter = self.output.reporter()?;
         let session = Session::open(&plan)?;
-        self.check_bounds(&session)?;
         let closed_loop = arrivals == Arrivals::AfterAnswer;
         let title = format!("{} to {}", if closed_loop { "Ping-pong" } else { "Probes" }, plan.target);
         let mut document = Document::new("measurement", &title);
@@ -208,19 +214,30 @@ impl Common {
         document.setting["closed_loop"] = closed_loop.into();
         document.setting["poisson"] = matches!(arrivals, Arrivals::Poisson(_)).into();
         document.setting["rate_per_s"] = arrivals.rate().into();
-        let stop = interrupt::flag();
-        let Taken { run, notes, cut_short } = measure(session, "probe", &mut reporter)?;
-        document.notes = notes;
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            document.notes.push("interrupted: this is what was measured until then".to_owned());
+        // A comparison changes what is in force on the way, so each of its runs asks again.
+        let mut first = (!compare.is_wanted()).then_some(session);
+        if let Some(session) = &first {
+            self.check_bounds(session)?;
         }
-        document.claims = self.assertions.iter().map(|assertion| assertion.check(&run.streams)).collect();
-        let text = format!("{}{}", show::run(&run), show::remarks(&document));
-        let received: u64 = run.streams.iter().map(|stream| stream.response.samples).sum();
-        document.runs.push(run);
+        let mut cut_short = false;
+        let found = compare.run(&mut document, "probe", show::run, |name| {
+            let session = match first.take() {
+                Some(session) => session,
+                None => Session::open(&plan)?,
+            };
+            let taken = measure(session, name, &mut reporter)?;
+            cut_short |= taken.cut_short;
+            Ok((taken.run, taken.notes))
+        })?;
+        let streams = compare.judged(&document.runs);
+        document.claims = self.assertions.iter().map(|assertion| assertion.check(&streams)).collect();
+        let text = format!("{}{}", found.text, show::remarks(&document));
         let live = reporter.finish();
         self.output.finish(&document, &text)?;
         live?;
+        if let Some(failure) = found.failure {
+            return Err(failure);
+        }
         if document.claims.iter().any(|claim| claim.holds != Some(true)) {
             eprintln!("qjump: a condition does not hold");
             return Err(Failure::DoesNotHold);
@@ -230,7 +247,7 @@ impl Common {
                 "the server went away before the end; the results are of what came before".to_owned(),
             ));
         }
-        if received == 0 {
+        if document.runs.iter().flat_map(|run| &run.streams).all(|stream| stream.response.samples == 0) {
             return Err(Failure::Failed("no probe was answered".to_owned()));
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::{
         train::Tick,
     },
     table::Table,
-    units::show_ns,
+    units::{show_ns, show_rate},
 };
 
 pub fn time(ns: Option<u64>) -> String {
@@ -82,7 +82,11 @@ fn streams(run: &Run) -> Table {
                 over.unwrap_or_else(none),
             ]);
         };
-        let kind = if stream.sample == Sample::OneWay { "one-way" } else { "rtt" };
+        let kind = match stream.sample {
+            Sample::OneWay => "one-way",
+            Sample::Request => "request",
+            _ => "rtt",
+        };
         row(stream.name.clone(), &format!("{kind} response"), &stream.response, true);
         if let Some(service) = &stream.service {
             row(String::new(), "service", service, false);
@@ -117,21 +121,22 @@ fn details(stream: &Stream) -> String {
     let mut text = String::new();
     let name = &stream.name;
     if let Some(counts) = &stream.counts {
-        let or_unknown = |count: Option<u64>| count.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
-        let _ = write!(
-            text,
-            "{name}: {} sent, {} answered, {} lost ({} on the way there, {} on the way back), {} duplicated, {} \
-             reordered, {} corrupted, {} refused by this host",
-            counts.sent,
-            counts.received,
-            counts.lost,
-            or_unknown(counts.lost_up),
-            or_unknown(counts.lost_down),
-            counts.duplicated,
-            counts.reordered,
-            counts.corrupted,
-            counts.refused
-        );
+        let _ = write!(text, "{name}: {} sent, {} answered, {} lost", counts.sent, counts.received, counts.lost);
+        if stream.sample == Sample::Request {
+            let _ = write!(text, ", {} corrupted", counts.corrupted);
+        } else {
+            let or_unknown = |count: Option<u64>| count.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
+            let _ = write!(
+                text,
+                " ({} on the way there, {} on the way back), {} duplicated, {} reordered, {} corrupted, {} refused by this host",
+                or_unknown(counts.lost_up),
+                or_unknown(counts.lost_down),
+                counts.duplicated,
+                counts.reordered,
+                counts.corrupted,
+                counts.refused
+            );
+        }
         let dropped = counts.limiter_dropped;
         let _ = writeln!(text, "{}", dropped.map_or_else(String::new, |n| format!(", {n} dropped by its limiter")));
     }
@@ -167,6 +172,25 @@ fn details(stream: &Stream) -> String {
         }
     }
     text
+}
+
+/// The single figures of a run.
+pub fn figures(run: &Run) -> Table {
+    let mut table = Table::new(["figure", "value"]).left(0);
+    for figure in &run.figures {
+        table.row([figure.name.clone(), quantity(figure.value, &figure.unit)]);
+    }
+    table
+}
+
+/// A value with its unit.
+pub fn quantity(value: f64, unit: &str) -> String {
+    match unit {
+        "ns" => show_ns(value),
+        "bit/s" => show_rate(value),
+        "1" => format!("{}", (value * 1e3).round() / 1e3),
+        _ => format!("{value:.1} {unit}"),
+    }
 }
 
 /// The notes and claims of a document.

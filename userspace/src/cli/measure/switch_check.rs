@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{
     measure::{
-        Arrivals, Bounds, Clocks, Transport, flood,
+        Arrivals, Bounds, Clocks, Transport,
+        control::PORT,
+        flood,
         result::{Claim, Document, Run, Sample, Stream},
         session::{BULK_PAYLOAD, Plan, Session},
         train::{Spec, Train},
@@ -144,7 +146,7 @@ impl SwitchCheck {
             seed: 1,
         };
         spec.check().map_err(|error| Failure::Usage(error.to_string()))?;
-        let target = resolve(&self.target)?;
+        let target = resolve(&self.target, PORT)?;
         Ok(Plan { target, spec, bound_ns: None, clock_offset_ns: None, mark: true, sinks: sink.into_iter().collect() })
     }
 
