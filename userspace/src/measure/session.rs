@@ -226,7 +226,8 @@ impl Session {
         let mut notes = self.notes();
         let duration_ns = driven.duration_ns;
         let mut reports = Vec::new();
-        if gone.load(Relaxed) || driven.closed {
+        let cut_short = gone.load(Relaxed) || driven.closed;
+        if cut_short {
             notes.push(format!(
                 "{} went away after {} of measuring; what there was until then is kept",
                 self.target,
@@ -253,7 +254,7 @@ impl Session {
                 }
             }
         }
-        Ok(Measured { streams, notes, duration_ns })
+        Ok(Measured { streams, notes, duration_ns, cut_short })
     }
 
     fn limiter_drops(&self) -> Option<[u64; 8]> {
