@@ -171,17 +171,19 @@ impl<'a> Runner<'a> {
             write(&self.file, &self.document)
         });
         let findings = (experiment.judge)(&self.prepared.setup, &done);
-        let disturbed: Vec<String> =
-            done.iter().filter_map(|one| Some(format!("{}: {}", one.case, one.disturbance()?))).collect();
+        let disturbed: Vec<(&str, String)> =
+            done.iter().filter_map(|one| Some((one.case.as_str(), one.disturbance()?))).collect();
         let claims = findings.claims.into_iter().map(|claim| undecided(claim, !disturbed.is_empty()));
         self.document.claims.extend(claims.map(|claim| Claim { claim: marked(&claim.claim, number), ..claim }));
         let curves = findings.curves.into_iter();
         self.document.curves.extend(curves.map(|curve| Curve { name: marked(&curve.name, number), ..curve }));
         self.document.notes.extend(findings.notes);
-        if !disturbed.is_empty() {
+        if let Some((case, why)) = disturbed.first() {
             self.document.notes.push(format!(
-                "Disturbed, so what does not hold is not decided; try again on a quiet machine. {}.",
-                disturbed.join("; ")
+                "Disturbed: {} of {} cases ({case}: {why}). What does not hold is therefore not decided; try again on a \
+                 quiet machine.",
+                disturbed.len(),
+                done.len()
             ));
         }
         if let Err(error) = &result {
