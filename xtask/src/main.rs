@@ -14,6 +14,7 @@ mod privilege;
 mod process;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use clap::Parser;
@@ -31,6 +32,7 @@ enum Task {
     Demo(demo::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Vm(args) => vm::run(&args),
     };
     result.unwrap_or_else(|error| {
         say!("{error:#}");
