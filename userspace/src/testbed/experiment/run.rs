@@ -79,11 +79,11 @@ impl Prepared {
         let mut document = Document::new(experiment.name, experiment.about);
         document.emulated = true;
         document.setting = self.setting();
-        document.notes.push(
-            "Hosts and switches are network namespaces of this machine, and its CPUs do the work of all of them: compare \
-             ratios, and times in units of nP/R, with other networks."
-                .to_owned(),
-        );
+        if let Some(unit_ns) = self.unit_ns() {
+            document
+                .notes
+                .push(format!("nP/R is {} here: compare times with other networks in its units.", show_ns(unit_ns)));
+        }
         let mut runner = Runner {
             prepared: self,
             rack: Rack::up(self.setup.rack)?,
