@@ -4,6 +4,7 @@
 //! they rely on stands in [`pins`].
 
 mod apt;
+mod barrier;
 mod bench;
 mod bpf;
 mod build;
@@ -14,6 +15,7 @@ mod privilege;
 mod process;
 mod test;
 mod toolchain;
+mod tools;
 mod vm;
 mod workspace;
 

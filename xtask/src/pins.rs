@@ -1,10 +1,14 @@
 //! Every version and every package name that the tasks rely on, in one place.
 
 use crate::apt::Package;
+use crate::tools::Tool;
 
 /// The linker that turns LLVM bitcode into an eBPF object. 0.11 and later need an LLVM development package;
 /// this one loads the LLVM library that the compiler brings along.
-pub const BPF_LINKER: &str = "0.10.4";
+pub const BPF_LINKER: Tool = Tool { package: "bpf-linker", version: "0.10.4", example: None, takes: "90 seconds" };
+
+/// Timely dataflow, whose example `barrier` is a program of the experiments.
+pub const TIMELY: Tool = Tool { package: "timely", version: "0.32.0", example: Some("barrier"), takes: "45 seconds" };
 
 /// The LLVM release series that [`BPF_LINKER`] is made for. It calls that library by its C interface and reads
 /// bitcode that the compiler wrote, so the compiler has to be of the same series.
@@ -42,15 +46,18 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "ping", name: "iputils-ping" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels, and a browser, to see
-/// that a report is what it should be.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, rules of nftables, the
+/// programs of the experiments, and a browser, to see that a report is what it should be.
 pub const TESTS: &[Package] = &[
+    Package { provides: "nft", name: "nftables" },
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
     Package { provides: "chromium", name: "chromium" },
     // Without a font a browser draws no letters.
     Package { provides: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", name: "fonts-dejavu-core" },
+    Package { provides: "ptpd", name: "ptpd" },
+    Package { provides: "memcached", name: "memcached" },
 ];
 
 /// What guests are made with besides that: the keys of Debian's archive, and what unpacks modules and strips programs.

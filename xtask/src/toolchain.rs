@@ -246,7 +246,7 @@ impl Version {
                 "rustc {} has LLVM {}, and bpf-linker {} works with LLVM {} only",
                 self.release,
                 self.llvm.0,
-                pins::BPF_LINKER,
+                pins::BPF_LINKER.version,
                 pins::LLVM_MAJOR
             ));
         }

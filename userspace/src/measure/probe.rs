@@ -7,7 +7,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Latencies, Priority, pin_and_prioritise};
+use super::{
+    Arrivals, Latencies, Priority,
+    clock::wait_until,
+    pin_and_prioritise,
+    schedule::Schedule,
+    window::{Arrival, Window},
+};
 use crate::dataplane::sys::monotonic_ns;
 
 /// A train of probes.
@@ -78,8 +84,6 @@ impl Report {
     }
 }
 
-/// Before a send is due, the sender stops sleeping and watches the clock.
-const SPIN_NS: u64 = 40_000;
 /// How long the receiver waits for the last probes.
 const LINGER: Duration = Duration::from_millis(1500);
 
@@ -108,11 +112,11 @@ impl Probe {
         let mut refused = 0;
         let mut payload = vec![0; self.payload.max(16)];
         let start = monotonic_ns() + 10_000_000;
-        for (number, socket) in (0..self.count).zip(senders.iter().cycle()) {
+        let schedule = Schedule::new(Arrivals::Fixed(self.interval_ns as f64), start, 0);
+        for ((number, due), socket) in (0..self.count).zip(schedule).zip(senders.iter().cycle()) {
             if progress.stop.load(Relaxed) {
                 break;
             }
-            let due = start + number * self.interval_ns;
             wait_until(due);
             payload[..8].copy_from_slice(&number.to_be_bytes());
             payload[8..16].copy_from_slice(&due.to_be_bytes());
@@ -131,7 +135,7 @@ impl Probe {
     fn receive(&self, socket: &UdpSocket, progress: &Progress, done: &AtomicBool) -> io::Result<Latencies> {
         pin_and_prioritise(self.cpu);
         let mut latencies = Latencies::new(self.bound_ns);
-        let mut seen = vec![false; self.count as usize];
+        let mut seen = Window::new();
         let mut payload = vec![0; 65_536];
         let mut deadline = None;
         loop {
@@ -147,9 +151,7 @@ impl Probe {
                 let field = |at: usize| u64::from_be_bytes(payload[at..at + 8].try_into().expect("eight bytes"));
                 let (number, due) = (field(0), field(8));
                 // A packet that is no probe, or comes twice, is not a sample.
-                if let Some(seen) = seen.get_mut(number as usize)
-                    && !std::mem::replace(seen, true)
-                {
+                if number < self.count && matches!(seen.insert(number), Arrival::InOrder | Arrival::Reordered) {
                     let latency = now.saturating_sub(due).max(1);
                     latencies.record(latency);
                     progress.received.fetch_add(1, Relaxed);
@@ -163,18 +165,6 @@ impl Probe {
                 }
             }
         }
-    }
-}
-
-fn wait_until(due_ns: u64) {
-    let wake = due_ns.saturating_sub(SPIN_NS);
-    let time = libc::timespec { tv_sec: (wake / 1_000_000_000) as i64, tv_nsec: (wake % 1_000_000_000) as i64 };
-    // SAFETY: `time` outlives the call; an interruption only makes the loop below longer.
-    unsafe {
-        libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &raw const time, std::ptr::null_mut());
-    }
-    while monotonic_ns() < due_ns {
-        std::hint::spin_loop();
     }
 }
 

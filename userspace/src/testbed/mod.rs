@@ -3,6 +3,7 @@
 //! Racks are built with iproute2's `ip`, `tc` and `bridge`: they are a laboratory, and anyone should be
 //! able to read what they are made of. What manages real interfaces (`crate::dataplane`) calls no program.
 
+pub mod apps;
 pub mod demo;
 pub mod experiment;
 mod iperf;

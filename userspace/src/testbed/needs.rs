@@ -15,6 +15,10 @@ pub struct Need {
 pub const IPERF3: Need = Need { program: "iperf3", package: "iperf3" };
 /// Echo requests.
 pub const PING: Need = Need { program: "ping", package: "iputils-ping" };
+/// A cache.
+pub const MEMCACHED: Need = Need { program: "memcached", package: "memcached" };
+/// A daemon of the Precision Time Protocol.
+pub const PTPD: Need = Need { program: "ptpd", package: "ptpd" };
 
 /// Refuses to begin without these.
 ///

@@ -310,9 +310,10 @@ impl NamedRack {
 }
 
 /// The racks that come with qjump: name and text.
-const STOCK: [(&str, &str); 5] = [
+const STOCK: [(&str, &str); 6] = [
     ("pair", include_str!("../../../scripts/racks/pair.toml")),
     ("eight", include_str!("../../../scripts/racks/eight.toml")),
+    ("ten", include_str!("../../../scripts/racks/ten.toml")),
     ("nics", include_str!("../../../scripts/racks/nics.toml")),
     ("tiers", include_str!("../../../scripts/racks/tiers.toml")),
     ("slow", include_str!("../../../scripts/racks/slow.toml")),

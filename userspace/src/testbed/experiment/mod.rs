@@ -21,6 +21,7 @@
 //! With `--quick` ([`Setup::quick`]) an experiment takes well under a minute, otherwise at most six.
 //! `tests/tests/experiments.rs` runs each quick form and asserts the direction of what it shows.
 
+mod barrier;
 mod bound;
 pub mod claims;
 mod lab;
@@ -29,9 +30,11 @@ mod others;
 pub mod ping;
 mod placement;
 pub mod probe;
+mod ptp;
 mod run;
 mod switch_queue;
 mod text;
+mod two_phase_commit;
 
 use std::path::PathBuf;
 
@@ -50,7 +53,14 @@ pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 3] = [&placement::PLACEMENT, &switch_queue::SWITCH_QUEUE, &bound::BOUND];
+pub static ALL: [&Experiment; 6] = [
+    &placement::PLACEMENT,
+    &ptp::PTP,
+    &switch_queue::SWITCH_QUEUE,
+    &barrier::BARRIER,
+    &two_phase_commit::TWO_PHASE_COMMIT,
+    &bound::BOUND,
+];
 
 /// An experiment.
 pub struct Experiment {

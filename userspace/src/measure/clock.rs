@@ -1,0 +1,52 @@
+//! Reading two clocks, and waiting for one of them.
+
+use crate::dataplane::sys::monotonic_ns;
+
+/// One moment on two clocks. Times between events of this process are taken from the first, which never jumps; the
+/// kernel stamps packets by the second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// `CLOCK_MONOTONIC`, ns.
+    pub monotonic_ns: u64,
+    /// `CLOCK_REALTIME`, ns since 1970.
+    pub real_ns: u64,
+}
+
+impl Moment {
+    /// Now. The two clocks are read within some 50 ns.
+    pub fn now() -> Self {
+        Self { monotonic_ns: monotonic_ns(), real_ns: real_ns() }
+    }
+}
+
+/// `CLOCK_REALTIME`, ns since 1970: the clock of the kernel's software time stamps.
+pub fn real_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer, and this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut time) };
+    timespec_ns(&time)
+}
+
+/// In nanoseconds; 0 for a time before 1970.
+pub(super) fn timespec_ns(time: &libc::timespec) -> u64 {
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+pub(super) fn timespec(ns: u64) -> libc::timespec {
+    libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 }
+}
+
+/// This long before something is due, a sender stops sleeping and watches the clock: a timer may be late by so much.
+pub(super) const SPIN_NS: u64 = 40_000;
+
+/// Returns at `due_ns` of `CLOCK_MONOTONIC`: sleeps first, and watches the clock at the end.
+pub(super) fn wait_until(due_ns: u64) {
+    let time = timespec(due_ns.saturating_sub(SPIN_NS));
+    // SAFETY: `time` outlives the call; an interruption only makes the loop below longer.
+    unsafe {
+        libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &raw const time, std::ptr::null_mut());
+    }
+    while monotonic_ns() < due_ns {
+        std::hint::spin_loop();
+    }
+}

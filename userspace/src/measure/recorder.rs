@@ -1,0 +1,504 @@
+//! What became of the probes of one train. Pure: every time is an argument.
+//!
+//! Memory does not grow with the number of probes: what is known of a probe is kept in a ring until the probe's time is
+//! up, and goes into histograms.
+
+use super::{
+    Latencies,
+    clock::Moment,
+    result::{Counts, Sample, Segment, Stream, Worst},
+    stamping::{Left, Place, Stamp},
+    wire,
+};
+
+/// How the clocks of the two sides compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clocks {
+    /// They are one clock.
+    Same,
+    /// They differ by at most so much, ns, as somebody has said.
+    Within(u64),
+    /// Nobody knows. Times from one side to the other are not reported then.
+    Unknown,
+}
+
+/// What the samples of a train are held against, ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// One message to the other side.
+    pub up_ns: Option<u64>,
+    /// One message back.
+    pub down_ns: Option<u64>,
+}
+
+impl Bounds {
+    /// A round trip has a bound only if both ways have.
+    pub fn round_trip_ns(self) -> Option<u64> {
+        Some(self.up_ns? + self.down_ns?)
+    }
+}
+
+/// What the other side counted of a train, without the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PeerCounts {
+    /// Probes, each once.
+    pub received: u64,
+    /// Came again.
+    pub duplicated: u64,
+    /// Came after a later one.
+    pub reordered: u64,
+    /// Came changed.
+    pub corrupted: u64,
+    /// Answers that its kernel refused to send.
+    pub refused: u64,
+}
+
+/// What is known of a probe.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    due_ns: u64,
+    sent: Moment,
+    late_ns: u64,
+    warm_up: bool,
+    sched_ns: Option<u64>,
+    snd: Stamp,
+    answer: Option<Answer>,
+    peer_left: Option<wire::Left>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    at: Moment,
+    rx: Stamp,
+    peer: Option<wire::Times>,
+    /// Whether the clocks went on evenly since the probe was sent.
+    steady: bool,
+}
+
+/// The parts of a probe's way, in its order. `peer` is the other side.
+const SEGMENTS: [&str; SEGMENT_COUNT] = [
+    "app-sched",
+    "sched-snd",
+    "snd-rx",
+    "peer rx-app",
+    "peer app-app",
+    "peer app-sched",
+    "peer sched-snd",
+    "snd-rx back",
+    "rx-app",
+    "snd-rx both ways",
+    "app-sched and rx-app",
+    "hardware both ways",
+];
+const SEGMENT_COUNT: usize = 12;
+/// Those that compare the clocks of the two sides.
+const ACROSS: [usize; 2] = [2, 7];
+/// Those that need the other side's times.
+const PEER: [usize; 7] = [2, 3, 4, 5, 6, 7, 9];
+const HARDWARE: usize = 11;
+
+/// The largest samples that are kept.
+const WORST: usize = 10;
+
+/// Times of one direction.
+struct OneWay {
+    response: Latencies,
+    service: Latencies,
+}
+
+/// How a train is to be recorded.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `udp level 7`.
+    pub name: String,
+    /// The level.
+    pub level: u8,
+    /// What it is held against.
+    pub bounds: Bounds,
+    /// How the clocks compare.
+    pub clocks: Clocks,
+    /// Whether answers carry the other side's times.
+    pub stamped: bool,
+    /// A probe that is not answered after so long is lost, ns.
+    pub timeout_ns: u64,
+    /// Probes that may be on their way at once: as many as are sent in `timeout_ns`.
+    pub outstanding: usize,
+    /// When the run began, `CLOCK_MONOTONIC`, ns.
+    pub start_ns: u64,
+}
+
+/// The largest [`Settings::outstanding`].
+pub const MOST_OUTSTANDING: usize = 1 << 18;
+
+/// See the module.
+pub struct Recorder {
+    settings: Settings,
+    ring: Box<[Slot]>,
+    /// The numbers in the ring: from the first to before the second.
+    oldest: u64,
+    next: u64,
+    waiting: u64,
+    highest_answered: Option<u64>,
+    counts: Counts,
+    late_answers: u64,
+    dropped_here: u64,
+    clock_steps: u64,
+    response: Latencies,
+    service: Latencies,
+    lateness: Latencies,
+    up: OneWay,
+    down: OneWay,
+    segments: Vec<(Latencies, u64)>,
+    worst: Vec<Worst>,
+    interval: Box<Latencies>,
+    interval_lost: u64,
+}
+
+/// What happened to an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is a sample, or one of the warm-up: the round trip, ns.
+    Answered(u64),
+    /// It came before.
+    Duplicate,
+    /// Its probe counts as lost already, or there was no such.
+    Late,
+}
+
+/// Further than this, and a thousandth of the time between, the clocks do not go on evenly: reading both is not
+/// atomic, and NTP turns one of them by up to 500 parts in a million.
+const STEP_NS: u64 = 20_000;
+
+impl Recorder {
+    /// Nothing sent yet.
+    pub fn new(settings: Settings) -> Self {
+        let size = settings.outstanding.clamp(16, MOST_OUTSTANDING).next_power_of_two();
+        let one_way = |bound| OneWay { response: Latencies::new(bound), service: Latencies::new(None) };
+        Self {
+            ring: vec![Slot::default(); size].into(),
+            oldest: 0,
+            next: 0,
+            waiting: 0,
+            highest_answered: None,
+            counts: Counts::default(),
+            late_answers: 0,
+            dropped_here: 0,
+            clock_steps: 0,
+            response: Latencies::new(settings.bounds.round_trip_ns()),
+            service: Latencies::new(None),
+            lateness: Latencies::new(None),
+            up: one_way(settings.bounds.up_ns),
+            down: one_way(settings.bounds.down_ns),
+            segments: vec![(Latencies::new(None), 0); SEGMENT_COUNT],
+            worst: Vec::with_capacity(WORST + 1),
+            interval: Box::new(Latencies::new(None)),
+            interval_lost: 0,
+            settings,
+        }
+    }
+
+    fn slot(&mut self, number: u64) -> Option<&mut Slot> {
+        let index = (number % self.ring.len() as u64) as usize;
+        (self.oldest..self.next).contains(&number).then(|| &mut self.ring[index])
+    }
+
+    /// The next probe goes out: it was due at `due_ns`, and `late_ns` of what it is late is the sender's own fault.
+    pub fn sent(&mut self, due_ns: u64, late_ns: u64, at: Moment, warm_up: bool) {
+        if self.next - self.oldest == self.ring.len() as u64 {
+            self.settle_oldest();
+        }
+        let number = self.next;
+        self.next += 1;
+        self.waiting += 1;
+        let slot = Slot { due_ns, sent: at, late_ns, warm_up, ..Slot::default() };
+        *self.slot(number).expect("there is room") = slot;
+        if !warm_up {
+            self.counts.sent += 1;
+            self.lateness.record(late_ns);
+        }
+    }
+
+    /// The kernel dropped the latest probe before it left.
+    pub fn refused(&mut self) {
+        if self.next > 0 && self.slot(self.next - 1).is_some_and(|slot| !slot.warm_up) {
+            self.counts.refused += 1;
+        }
+    }
+
+    /// The kernel stamped a probe on its way out.
+    pub fn left(&mut self, number: u64, left: &Left) {
+        let Some(slot) = self.slot(number) else { return };
+        match left.place {
+            Place::Sched => slot.sched_ns = slot.sched_ns.or(left.stamp.software_ns),
+            // Software and hardware report one after the other; a segment that TCP sends again is stamped again.
+            Place::Snd => {
+                slot.snd.software_ns = slot.snd.software_ns.or(left.stamp.software_ns);
+                slot.snd.hardware_ns = slot.snd.hardware_ns.or(left.stamp.hardware_ns);
+            }
+        }
+    }
+
+    /// Something came that is no whole message.
+    pub const fn corrupted(&mut self) {
+        self.counts.corrupted += 1;
+    }
+
+    /// An answer came.
+    pub fn answered(&mut self, sequence: u32, rx: Stamp, at: Moment, peer: Option<wire::Times>) -> Outcome {
+        if let Some(left) = peer.and_then(|times| times.left) {
+            self.peer_left(left);
+        }
+        let number = u64::from(sequence);
+        let Some(slot) = self.slot(number) else {
+            self.late_answers += 1;
+            return Outcome::Late;
+        };
+        if slot.answer.is_some() {
+            let counted = !slot.warm_up;
+            self.counts.duplicated += u64::from(counted);
+            return Outcome::Duplicate;
+        }
+        let round_trip = at.monotonic_ns.saturating_sub(slot.sent.monotonic_ns);
+        let by_the_other = at.real_ns.checked_sub(slot.sent.real_ns);
+        let steady = by_the_other.is_some_and(|time| time.abs_diff(round_trip) <= STEP_NS + round_trip / 1000);
+        slot.answer = Some(Answer { at, rx, peer, steady });
+        let slot = *slot;
+        self.waiting -= 1;
+        if !slot.warm_up {
+            self.sample(number, &slot, at, round_trip, steady);
+        }
+        Outcome::Answered(round_trip)
+    }
+
+    fn sample(&mut self, number: u64, slot: &Slot, at: Moment, round_trip: u64, steady: bool) {
+        self.counts.received += 1;
+        if self.highest_answered.is_some_and(|highest| number < highest) {
+            self.counts.reordered += 1;
+        }
+        self.highest_answered = self.highest_answered.max(Some(number));
+        self.clock_steps += u64::from(!steady);
+        let response = at.monotonic_ns.saturating_sub(slot.due_ns);
+        self.response.record(response);
+        self.interval.record(response);
+        self.service.record(round_trip);
+        if self.worst.len() < WORST || self.worst.last().is_some_and(|least| response > least.ns) {
+            let place = self.worst.partition_point(|worse| worse.ns >= response);
+            let at_ns = slot.due_ns.saturating_sub(self.settings.start_ns);
+            self.worst.insert(place, Worst { sequence: number, at_ns, ns: response, lateness_ns: slot.late_ns });
+            self.worst.truncate(WORST);
+        }
+    }
+
+    /// The other side says when it sent an answer.
+    pub fn peer_left(&mut self, left: wire::Left) {
+        if let Some(slot) = self.slot(u64::from(left.sequence)) {
+            slot.peer_left = Some(left);
+        }
+    }
+
+    /// Probes whose answers may still come.
+    pub const fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// The number of the next probe.
+    pub const fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// When the oldest probe's time will be up, `CLOCK_MONOTONIC`, ns.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        let oldest = &self.ring[(self.oldest % self.ring.len() as u64) as usize];
+        (self.oldest < self.next).then_some(oldest.sent.monotonic_ns + self.settings.timeout_ns)
+    }
+
+    /// Settles the probes whose time is up.
+    pub fn expire(&mut self, now_ns: u64) {
+        while self.deadline_ns().is_some_and(|deadline| deadline <= now_ns) {
+            self.settle_oldest();
+        }
+    }
+
+    fn settle_oldest(&mut self) {
+        let slot = *self.slot(self.oldest).expect("there is one");
+        self.oldest += 1;
+        self.waiting -= u64::from(slot.answer.is_none());
+        if slot.warm_up {
+            return;
+        }
+        let Some(answer) = slot.answer else {
+            self.interval_lost += 1;
+            self.dropped_here += u64::from(slot.sched_ns.is_some() && slot.snd.software_ns.is_none());
+            return;
+        };
+        let times = if answer.steady { segments(&slot, &answer, self.settings.clocks) } else { [None; SEGMENT_COUNT] };
+        for ((latencies, missing), time) in self.segments.iter_mut().zip(times) {
+            match time {
+                Some(time) => latencies.record(time),
+                None => *missing += 1,
+            }
+        }
+        if let Some(peer) = answer.peer.filter(|_| answer.steady) {
+            self.one_way(&slot, &answer, &peer);
+        }
+    }
+
+    fn one_way(&mut self, slot: &Slot, answer: &Answer, peer: &wire::Times) {
+        let between = |from, to| across(self.settings.clocks, Some(from), Some(to));
+        // The intended time, on the clock that both sides know.
+        let due = slot.sent.real_ns - slot.sent.monotonic_ns.saturating_sub(slot.due_ns);
+        if let (Some(response), Some(service)) =
+            (between(due, peer.received_ns), between(slot.sent.real_ns, peer.received_ns))
+        {
+            self.up.response.record(response);
+            self.up.service.record(service);
+        }
+        if let Some(time) = between(peer.sending_ns, answer.at.real_ns) {
+            self.down.response.record(time);
+            self.down.service.record(time);
+        }
+    }
+
+    /// The samples and losses since the last call. `empty` takes the place of the histogram.
+    pub fn take_interval(&mut self, mut empty: Box<Latencies>) -> (Box<Latencies>, u64) {
+        empty.clear();
+        (std::mem::replace(&mut self.interval, empty), std::mem::take(&mut self.interval_lost))
+    }
+
+    /// What has been sent and answered so far, without the warm-up.
+    pub const fn so_far(&self) -> (u64, u64) {
+        (self.counts.sent, self.counts.received)
+    }
+
+    /// Ends the recording: what has no answer is lost. First the round trips, then, as far as the clocks are known, each
+    /// way alone; and what a reader must know.
+    pub fn finish(mut self, peer: Option<PeerCounts>) -> (Vec<Stream>, Vec<String>) {
+        while self.oldest < self.next {
+            self.settle_oldest();
+        }
+        let notes = self.notes(peer);
+        let counts = self.final_counts(peer);
+        let mut streams = vec![Stream {
+            name: self.settings.name.clone(),
+            sample: Sample::Rtt,
+            level: Some(self.settings.level),
+            bound_ns: self.settings.bounds.round_trip_ns(),
+            violations: self.settings.bounds.round_trip_ns().map(|_| self.response.violations()),
+            response: self.response.distribution(),
+            service: Some(self.service.distribution()),
+            lateness: Some(self.lateness.distribution()),
+            segments: self.final_segments(),
+            counts: Some(counts),
+            worst: std::mem::take(&mut self.worst),
+            series: Vec::new(),
+            generator: None,
+        }];
+        let bounds = self.settings.bounds;
+        let ways = [("up", &self.up, bounds.up_ns), ("down", &self.down, bounds.down_ns)];
+        streams.extend(ways.into_iter().filter(|(_, way, _)| way.response.samples() > 0).map(
+            |(name, way, bound_ns)| Stream {
+                name: format!("{} {name}", self.settings.name),
+                sample: Sample::OneWay,
+                level: Some(self.settings.level),
+                bound_ns,
+                violations: bound_ns.map(|_| way.response.violations()),
+                response: way.response.distribution(),
+                service: Some(way.service.distribution()),
+                ..Stream::default()
+            },
+        ));
+        (streams, notes)
+    }
+
+    fn final_counts(&self, peer: Option<PeerCounts>) -> Counts {
+        let own = self.counts;
+        let peer_or_none = peer.unwrap_or_default();
+        Counts {
+            lost: own.sent - own.received,
+            lost_up: peer.map(|peer| own.sent.saturating_sub(peer.received)),
+            lost_down: peer.map(|peer| peer.received.saturating_sub(own.received)),
+            duplicated: own.duplicated + peer_or_none.duplicated,
+            reordered: own.reordered + peer_or_none.reordered,
+            corrupted: own.corrupted + peer_or_none.corrupted,
+            ..own
+        }
+    }
+
+    fn final_segments(&self) -> Vec<Segment> {
+        let Settings { clocks, stamped, .. } = self.settings;
+        let applies = |index: &usize| {
+            (clocks != Clocks::Unknown || !ACROSS.contains(index))
+                && (stamped || !PEER.contains(index))
+                && (*index != HARDWARE || self.segments[HARDWARE].0.samples() > 0)
+        };
+        (0..SEGMENT_COUNT)
+            .filter(applies)
+            .map(|index| {
+                let (times, missing) = &self.segments[index];
+                Segment { name: SEGMENTS[index].to_owned(), times: times.distribution(), missing: *missing }
+            })
+            .collect()
+    }
+
+    fn notes(&self, peer: Option<PeerCounts>) -> Vec<String> {
+        let name = &self.settings.name;
+        let mut notes = Vec::new();
+        let mut note = |count: u64, text: &str| {
+            if count > 0 {
+                notes.push(format!("{name}: {count} {text}"));
+            }
+        };
+        note(self.late_answers, "answers came after their probes counted as lost; a longer --timeout counts them");
+        note(self.dropped_here, "of the lost probes did not leave this host: they reached its queues, and no device");
+        note(
+            self.clock_steps,
+            "probes met a step of this host's clock; they are no part of the segments and the one-way times",
+        );
+        note(peer.map_or(0, |peer| peer.refused), "answers were refused by the other side's kernel");
+        if !self.settings.stamped {
+            notes.push(format!(
+                "{name}: messages of less than {} bytes do not carry the other side's times",
+                wire::STAMPED
+            ));
+        }
+        notes
+    }
+}
+
+/// From a time of one side to one of the other, if the clocks are known to agree well enough for it.
+fn across(clocks: Clocks, from: Option<u64>, to: Option<u64>) -> Option<u64> {
+    let (from, to) = (from?, to?);
+    match clocks {
+        Clocks::Same => to.checked_sub(from),
+        Clocks::Within(bound) => (to + bound).checked_sub(from).map(|time| time.saturating_sub(bound)),
+        Clocks::Unknown => None,
+    }
+}
+
+fn segments(slot: &Slot, answer: &Answer, clocks: Clocks) -> [Option<u64>; SEGMENT_COUNT] {
+    let after = |from: Option<u64>, to: Option<u64>| to?.checked_sub(from?);
+    let (sent, received) = (Some(slot.sent.real_ns), Some(answer.at.real_ns));
+    let (sched, snd, rx) = (slot.sched_ns, slot.snd.software_ns, answer.rx.software_ns);
+    let peer_rx = answer.peer.and_then(|peer| peer.rx_ns);
+    let peer_received = answer.peer.map(|peer| peer.received_ns);
+    let peer_sending = answer.peer.map(|peer| peer.sending_ns);
+    let peer_left = |ns: fn(&wire::Left) -> Option<u32>| slot.peer_left.as_ref().and_then(ns).map(u64::from);
+    let (peer_sched, peer_snd) = (peer_left(|left| left.sched_ns), peer_left(|left| left.snd_ns));
+    let peer_snd_at = peer_sending.zip(peer_snd).map(|(sending, snd)| sending + snd);
+    let sum = |one: Option<u64>, other: Option<u64>| Some(one? + other?);
+    [
+        after(sent, sched),
+        after(sched, snd),
+        across(clocks, snd, peer_rx),
+        after(peer_rx, peer_received),
+        after(peer_received, peer_sending),
+        peer_sched,
+        after(peer_sched, peer_snd),
+        across(clocks, peer_snd_at, rx),
+        after(rx, received),
+        // The other side's clock only measures its own time: no clocks need to agree.
+        after(after(peer_rx, peer_snd_at), after(snd, rx)),
+        sum(after(sent, sched), after(rx, received)),
+        after(slot.snd.hardware_ns, answer.rx.hardware_ns),
+    ]
+}
