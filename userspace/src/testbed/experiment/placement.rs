@@ -6,7 +6,7 @@ use qjump_ebpf::Level;
 use super::{
     Case, Done, Experiment, Findings, Lab, Setup, claims,
     load::Load,
-    probe::{PAYLOAD, TOLERANCE, Train},
+    probe::{TOLERANCE, Train},
 };
 use crate::{
     config::QueueChoice,
@@ -80,18 +80,9 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
 }
 
 fn measure(lab: &Lab<'_>, load: &Load, count: u64, bound_ns: Option<u64>) -> Result<Run> {
-    let train = Train {
-        from: vec![SENDER],
-        to: RECEIVER,
-        level: Level::STRICTEST,
-        payload: PAYLOAD,
-        interval: INTERVAL,
-        count,
-        bound_ns,
-    };
-    let (stream, figures) = load.beside(lab, || train.run(lab))?;
-    let warm_up_ns = load.warm_up().as_nanos() as u64;
-    Ok(Run { duration_ns: train.duration_ns(), warm_up_ns, streams: vec![stream], figures, ..Run::default() })
+    let train = Train { from: SENDER, to: RECEIVER, level: Level::STRICTEST, interval: INTERVAL, count, bound_ns };
+    let (streams, figures) = load.beside(lab, || train.run(lab))?;
+    Ok(Run { figures, ..train.as_run(streams, load) })
 }
 
 fn judge(setup: &Setup, done: &[Done]) -> Findings {
