@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::Ipv4Addr,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -12,12 +10,12 @@ use anyhow::{Context, Result, ensure};
 use qjump_ebpf::Level;
 use serde_json::json;
 
-use super::{Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load};
+use super::{Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, cache::Cache, claims, load::Load};
 use crate::{
     config::QueueChoice,
     measure::{
         Latencies,
-        memcached::{self, Client, Workload},
+        memcached::{Popularity, Sizes, Workload},
         result::{Curve, Interval, Run, Sample, Stream},
     },
     plan::{Demand, LevelSpec, Plan},
@@ -65,7 +63,6 @@ const LOG_INTERVAL: i32 = -6;
 const START: Duration = Duration::from_secs(20);
 /// Until ptpd's filters have settled.
 const WARM_UP: Duration = Duration::from_secs(2);
-const MEMCACHED_PORT: u16 = 11_211;
 /// Names of streams.
 const OFFSET: &str = "clock offset";
 const MEMCACHED: &str = "memcached";
@@ -91,7 +88,7 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let case = |name: &str, about: &str, load: Load, plan: Option<Plan>| {
         let setting = json!({
             "ptpd": {"master": "h1", "slave": "h2", "messages_per_second": 1u32 << -LOG_INTERVAL},
-            "memcached": {"server": "h3", "client": "h4"},
+            "memcached": requests(duration).to_json(),
             "load": load.to_json(),
         });
         let bound_ns = plan.as_ref().and_then(|plan| plan.levels[0].bound_ns).map(|ns| ns as u64);
@@ -120,7 +117,7 @@ fn measure(lab: &Lab<'_>, load: &Load, levels: bool, bound_ns: Option<u64>, dura
     let ((records, asked), figures) = load.beside(lab, || {
         let mut clocks = Clocks::start(lab, clock)?;
         let start_ns = unix_ns();
-        let asked = ask(lab, cache, duration)?;
+        let asked = requests(duration).ask(lab, cache)?;
         clocks.slave.stop()?;
         let mut records = clocks.records()?;
         records.retain(|record| record.at_ns >= start_ns);
@@ -133,6 +130,12 @@ fn measure(lab: &Lab<'_>, load: &Load, levels: bool, bound_ns: Option<u64>, dura
     run.figures.extend(figures);
     let warm_up = load.warm_up() + WARM_UP;
     Ok(Run { warm_up_ns: warm_up.as_nanos() as u64, streams, ..run })
+}
+
+/// 500 requests a second, to ETC's values.
+fn requests(duration: Duration) -> Cache {
+    let workload = Workload { keys: 1_000, sets: 0.1, popularity: Popularity::Zipf(0.99), sizes: Sizes::Etc, seed: 1 };
+    Cache { server: SERVER, client: CLIENT, rate: 500.0, connections: 16, depth: 16, workload, duration }
 }
 
 fn unix_ns() -> u64 {
@@ -237,42 +240,6 @@ impl Clocks {
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
     }
-}
-
-/// Asks memcached on one host from another, open loop.
-fn ask(lab: &Lab<'_>, level: Option<Level>, duration: Duration) -> Result<memcached::Outcome> {
-    let (address, port) = (lab.rack.address(SERVER), MEMCACHED_PORT.to_string());
-    let words = ["-u", "nobody", "-l", &address, "-p", &port, "-t", "1"];
-    let _server = lab.program(SERVER, "memcached").args(words).level(level).cpu(PROBE_CPU).start()?;
-    lab.listening(SERVER, MEMCACHED_PORT)?;
-    let to = (address.parse::<Ipv4Addr>()?, MEMCACHED_PORT).into();
-    let client = Client {
-        level,
-        congestion: Some("cubic".into()),
-        rate: 500.0,
-        duration: WARM_UP + duration,
-        warm_up: WARM_UP,
-        cpu: Some(PROBE_CPU),
-        workload: Workload { keys: 1_000, ..Client::new(to).workload },
-        seed: lab.setup.seed,
-        ..Client::new(to)
-    };
-    let (progress, over) = (memcached::Progress::default(), AtomicBool::new(false));
-    let outcome = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Relaxed) {
-                if lab.check().is_err() {
-                    progress.stop();
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let outcome = lab.rack.host(CLIENT).enter(|| client.run(&progress, &mut |_| ()));
-        over.store(true, Relaxed);
-        outcome
-    })?;
-    lab.check()?;
-    Ok(outcome)
 }
 
 fn judge(_: &Setup, done: &[Done]) -> Findings {
