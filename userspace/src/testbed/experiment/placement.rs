@@ -41,8 +41,8 @@ const OTHERS: [usize; 2] = [2, 3];
 /// Of level 7, L2 bytes.
 const MAX_PACKET: u32 = 256;
 /// For how long a CPU may be away, by the plan.
-const MACHINE: Nanos = Nanos::from_ns(300_000);
-const INTERVAL: Nanos = Nanos::from_ns(2_000_000);
+const MACHINE: Nanos = Nanos::from_ns(500_000);
+const INTERVAL: Nanos = Nanos::from_ns(2_500_000);
 
 /// Where the TCP flow is: name, what it shares with the probe, and its ends.
 const PLACEMENTS: [(&str, &str, (usize, usize)); 4] = [
@@ -60,7 +60,7 @@ fn plan(setup: &Setup) -> Result<Plan> {
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let plan = plan(setup)?;
     let bound_ns = plan.levels[0].bound_ns.map(|ns| ns as u64);
-    let count = setup.pick(1_050, 7_500);
+    let count = setup.pick(1_050, 6_000);
     let case = |name: String, about: String, load: Load, bound_ns: Option<u64>| {
         let setting = load.to_json();
         Case::new(name, about, move |lab: &Lab<'_>| measure(lab, &load, count, bound_ns)).setting(setting)

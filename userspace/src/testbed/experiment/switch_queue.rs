@@ -41,9 +41,9 @@ const PING_SENDER: usize = 7;
 /// Of level 7, L2 bytes: what ping sends by default, and room.
 const MAX_PACKET: u32 = 256;
 /// For how long a CPU may be away, by the plan.
-const MACHINE: Nanos = Nanos::from_ns(300_000);
+const MACHINE: Nanos = Nanos::from_ns(500_000);
 /// Between two probes, and between two requests of ping: a little more than an epoch.
-const INTERVAL: Nanos = Nanos::from_ns(2_000_000);
+const INTERVAL: Nanos = Nanos::from_ns(2_500_000);
 
 fn plan(setup: &Setup, demand: Demand) -> Result<Plan> {
     let tolerance = if demand == Demand::Unlimited { Nanos::from_ns(0) } else { TOLERANCE };
@@ -53,7 +53,7 @@ fn plan(setup: &Setup, demand: Demand) -> Result<Plan> {
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let (limited, marked) = (plan(setup, Demand::Factor(1.0))?, plan(setup, Demand::Unlimited)?);
     let bound_ns = limited.levels[0].bound_ns.map(|ns| ns as u64);
-    let count = setup.pick(1_500, 15_000);
+    let count = setup.pick(1_200, 12_000);
     let greedy = || Load::Greedy(BULK_SENDERS.map(|host| (host, RECEIVER)).to_vec());
     let case = |name: &str, about: &str, load: Load, bound_ns: Option<u64>| {
         let setting = load.to_json();
