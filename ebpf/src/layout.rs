@@ -42,6 +42,14 @@ pub const fn class_id(level: Level) -> u32 {
     ((QUEUE_MAJOR as u32) << 16) | (level.number() as u32 + 1)
 }
 
+/// A level above 0 in the queue of bands with an fq each, as `skb->priority` names it. Not the level itself: fq releases
+/// packets of priority 7 (TC_PRIO_CONTROL) at once, whatever their departure time (`fq_classify`, net/sched/sch_fq.c; seen on
+/// Linux 6.1, not on 6.12). prio has a map of 16 priorities, and looks at the lowest four bits.
+#[inline(always)]
+pub const fn fq_priority(level: Level) -> u32 {
+    8 | level.number() as u32
+}
+
 /// In [`PlanRecord::queue`]: the interface's queue is as it was found.
 pub const QUEUE_KEEP: u32 = 0;
 /// In [`PlanRecord::queue`]: HTB with a class for each level.

@@ -28,7 +28,7 @@ use qjump_ebpf::{
     Charge, Level, Reason,
     frame::{VLAN_TAG, wire_bytes},
     grant,
-    layout::class_id,
+    layout::{class_id, fq_priority},
     pacing::LARGEST_EMPTY,
 };
 use shared::Slot;
@@ -142,7 +142,13 @@ fn is_above_best_effort(asked: Option<Level>) -> bool {
 fn send_at(packet: &Packet<'_>, header: &Header, slot: Slot, level: Level) -> Result<(), ()> {
     packet.mark(header, level, slot.tags_priority())?;
     if level != Level::BEST_EFFORT {
-        packet.set_priority(if slot.has_classes() { class_id(level) } else { level.number().into() });
+        packet.set_priority(if slot.has_classes() {
+            class_id(level)
+        } else if slot.has_departure_times() {
+            fq_priority(level)
+        } else {
+            level.number().into()
+        });
     } else if slot.has_own_queue() || is_above_best_effort(Level::from_priority(packet.priority())) {
         // The queue must not serve it among those that it is not one of.
         packet.set_priority(0);

@@ -10,11 +10,17 @@ use anyhow::{Context, Result};
 use aya::{
     Ebpf,
     maps::RingBuf,
-    programs::{LinkOrder, TcAttachType, tc::TcAttachOptions},
+    programs::{
+        LinkOrder, TcAttachType,
+        tc::{self, NlOptions, TcAttachOptions},
+    },
 };
 use qjump::testbed::NetNs;
 
-use crate::program::{classifier, lab};
+use crate::{
+    kernel::has_tcx,
+    program::{classifier, lab},
+};
 
 /// One packet that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +48,13 @@ impl Witness {
     pub fn new(netns: &NetNs, device: &str) -> Result<Self> {
         let mut lab = lab("qj_arrivals")?;
         netns.enter(|| {
-            classifier(&mut lab, "qj_arrivals")?.attach_with_options(
-                device,
-                TcAttachType::Ingress,
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )?;
+            let how = if has_tcx() {
+                TcAttachOptions::TcxOrder(LinkOrder::first())
+            } else {
+                tc::qdisc_add_clsact(device)?;
+                TcAttachOptions::Netlink(NlOptions::default())
+            };
+            classifier(&mut lab, "qj_arrivals")?.attach_with_options(device, TcAttachType::Ingress, how)?;
             Ok(())
         })?;
         let ring = RingBuf::try_from(lab.take_map("qj_tap").context("no map qj_tap")?)?;

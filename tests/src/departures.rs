@@ -1,5 +1,6 @@
-//! When packets leave a device's queue: a packet socket on the sending side. It sees them behind the queue
-//! (`dev_hard_start_xmit`, net/core/dev.c), so with the arrivals it says how long each was on its way.
+//! When packets leave a device's queue, or arrive at a device: a packet socket, and the kernel's stamps. On the sending
+//! side it sees them behind the queue (`dev_hard_start_xmit`, net/core/dev.c), so with the arrivals it says how long
+//! each was on its way.
 
 use std::{
     io::IoSliceMut,
@@ -25,13 +26,23 @@ pub struct Tap {
     socket: OwnedFd,
     /// From the wall clock, which the kernel stamps with, to the monotonic one, ns.
     offset_ns: i128,
-    departures: Vec<u64>,
+    seen: Vec<u64>,
     tos: u8,
+    outgoing: bool,
 }
 
 impl Tap {
     /// Watches what leaves `device` in `netns` with this IPv4 TOS.
     pub fn new(netns: &NetNs, device: &str, tos: u8) -> Result<Self> {
+        Self::watching(netns, device, tos, true)
+    }
+
+    /// Watches what arrives there.
+    pub fn arrivals(netns: &NetNs, device: &str, tos: u8) -> Result<Self> {
+        Self::watching(netns, device, tos, false)
+    }
+
+    fn watching(netns: &NetNs, device: &str, tos: u8, outgoing: bool) -> Result<Self> {
         let socket = netns.enter(|| {
             let protocol = SockProtocol::EthAll;
             let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, protocol)?;
@@ -53,10 +64,10 @@ impl Tap {
             Ok(socket)
         })?;
         let wall = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as i128;
-        Ok(Self { socket, offset_ns: i128::from(monotonic_ns()) - wall, departures: Vec::new(), tos })
+        Ok(Self { socket, offset_ns: i128::from(monotonic_ns()) - wall, seen: Vec::new(), tos, outgoing })
     }
 
-    /// Takes in what has left so far, and returns when each packet did. Called often enough, nothing is lost.
+    /// Takes in what was seen so far, and returns when each packet was. Called often enough, nothing is lost.
     pub fn collect(&mut self) -> Result<&[u64]> {
         let mut bytes = [0; 64];
         let mut control = cmsg_space!(TimeSpec);
@@ -66,7 +77,7 @@ impl Tap {
                 match recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_TRUNC)
                 {
                     Ok(message) => message,
-                    Err(Errno::EAGAIN) => return Ok(&self.departures),
+                    Err(Errno::EAGAIN) => return Ok(&self.seen),
                     Err(error) => return Err(error.into()),
                 };
             let outgoing = message.address.is_some_and(|address| address.as_ref().sll_pkttype == libc::PACKET_OUTGOING);
@@ -75,8 +86,8 @@ impl Tap {
                 _ => None,
             });
             let stamp = stamp.context("a packet without a time stamp")?;
-            if outgoing && bytes[12..14] == [8, 0] && bytes[15] == self.tos {
-                self.departures.push((stamp.as_nanos() as i128 + self.offset_ns) as u64);
+            if outgoing == self.outgoing && bytes[12..14] == [8, 0] && bytes[15] == self.tos {
+                self.seen.push((stamp.as_nanos() as i128 + self.offset_ns) as u64);
             }
         }
     }

@@ -96,14 +96,14 @@ fn what_somebody_else_has_set_up_is_left_alone() -> Result<()> {
 fn a_queue_that_is_taken_away_is_noticed_and_made_again() -> Result<()> {
     let link = Link::new()?;
     let device = &link.device;
-    succeeded(&load(&link, &[])?)?;
+    succeeded(&load(&link, &["--queue", "htb"])?)?;
     link.near.batch("tc", &format!("class change dev {device} classid 716a:6 htb rate 90mbit\n"))?;
     let (status, _) = failed(&link.qjump(&["status", "--interface", device])?);
     assert_eq!(status, 2);
     assert!(link.status()?["queue_problems"][0].as_str().is_some_and(|what| what.contains("716a:6")));
     link.near.batch("tc", &format!("qdisc del dev {device} root\n"))?;
     assert!(link.status()?["queue_problems"][0].as_str().is_some_and(|what| what.contains("default")));
-    succeeded(&load(&link, &[])?)?;
+    succeeded(&load(&link, &["--queue", "htb"])?)?;
     assert_eq!(link.status()?["queue_problems"], json!([]));
     // Somebody else's root that came later stays when qjump goes.
     link.near.batch("tc", &format!("qdisc replace dev {device} root handle 5: pfifo limit 9\n"))?;
@@ -117,8 +117,7 @@ fn queues_that_cannot_be_are_refused_with_the_remedy() -> Result<()> {
     let link = Link::new()?;
     let before = host_state(&link)?;
     for (more, code, parts) in [
-        (&["--queue", "fq"][..], 1, &["sch_fq", "--queue auto"][..]),
-        (&["--queue", "keep", "--level", "3:1mbit,over=pace"], 64, &["level 3", "paced", "--queue htb"]),
+        (&["--queue", "keep", "--level", "3:1mbit,over=pace"][..], 64, &["level 3", "paced", "--queue htb"][..]),
         (&["--host-rate", "10mbit"], 64, &["10mbit is less than what the levels may send together"]),
         (&["--queue", "keep", "--host-rate", "50mbit"], 64, &["--host-rate", "keep"]),
         (&["--queue", "fq", "--host-rate", "50mbit"], 64, &["--host-rate", "--queue htb"]),

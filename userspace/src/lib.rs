@@ -9,6 +9,7 @@ pub mod measure;
 mod netlink;
 pub mod plan;
 pub mod qdisc;
+pub mod report;
 pub mod sim;
 pub mod socket;
 pub mod table;

@@ -14,7 +14,7 @@ impl Table {
         Self { rows: vec![header.into_iter().map(str::to_owned).collect()], left: Vec::new() }
     }
 
-    /// Aligns a column to the left: for names and sentences. Again for another one.
+    /// Aligns a column to the left: for names and sentences.
     #[must_use]
     pub fn left(mut self, column: usize) -> Self {
         self.left.push(column);

@@ -16,6 +16,7 @@ mod process;
 mod test;
 mod toolchain;
 mod tools;
+mod vm;
 mod workspace;
 
 use clap::Parser;
@@ -33,6 +34,7 @@ enum Task {
     Demo(demo::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Vm(args) => vm::run(&args),
     };
     result.unwrap_or_else(|error| {
         say!("{error:#}");

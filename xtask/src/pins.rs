@@ -46,15 +46,28 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "ping", name: "iputils-ping" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels, and the programs of the
-/// experiments.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, the programs of the
+/// experiments, and a browser, to see that a report is what it should be.
 pub const TESTS: &[Package] = &[
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
     Package { provides: "ptpd", name: "ptpd" },
     Package { provides: "memcached", name: "memcached" },
+    Package { provides: "chromium", name: "chromium" },
+    // Without a font a browser draws no letters.
+    Package { provides: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", name: "fonts-dejavu-core" },
 ];
+
+/// What guests are made with besides that: the keys of Debian's archive, and what unpacks modules and strips programs.
+pub const GUESTS: &[Package] = &[
+    Package { provides: DEBIAN_KEYS, name: "debian-archive-keyring" },
+    Package { provides: "xz", name: "xz-utils" },
+    Package { provides: "strip", name: "binutils" },
+];
+
+/// What Debian's packages are signed with.
+pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
 /// needs. Linux runs it since 5.12.

@@ -18,6 +18,11 @@ impl Workspace {
         Self { root }
     }
 
+    /// The folder with the workspace.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A path in the build folder.
     pub fn target(&self, path: &str) -> PathBuf {
         self.root.join("target").join(path)

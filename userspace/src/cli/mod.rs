@@ -3,6 +3,7 @@
 mod assign;
 mod load;
 mod plan;
+mod report;
 mod run;
 mod sim;
 mod status;
@@ -35,6 +36,7 @@ enum Command {
     Tags(tag::TagsCommand),
     Assign(assign::AssignCommand),
     Testbed(testbed::TestbedCommand),
+    Report(report::ReportCommand),
 }
 
 /// How a command failed; each kind has its exit status.
@@ -59,6 +61,12 @@ impl From<crate::dataplane::Error> for Failure {
 impl From<crate::tag::Error> for Failure {
     fn from(error: crate::tag::Error) -> Self {
         if error.is_usage() { Self::Usage(error.to_string()) } else { Self::Failed(error.to_string()) }
+    }
+}
+
+impl From<crate::report::Unusable> for Failure {
+    fn from(error: crate::report::Unusable) -> Self {
+        Self::Usage(error.to_string())
     }
 }
 
@@ -100,17 +108,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Tags(command) => command.run(),
         Command::Assign(command) => command.run(),
         Command::Testbed(command) => command.run(),
+        Command::Report(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(message)) => report(&message, 64),
-        Err(Failure::Failed(message)) => report(&message, 1),
+        Err(Failure::Usage(message)) => fail(&message, 64),
+        Err(Failure::Failed(message)) => fail(&message, 1),
         Err(Failure::DoesNotHold) => ExitCode::from(2),
         Err(Failure::Status(status)) => ExitCode::from(status),
     }
 }
 
-fn report(message: &str, status: u8) -> ExitCode {
+fn fail(message: &str, status: u8) -> ExitCode {
     eprintln!("qjump: {message}");
     ExitCode::from(status)
 }

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::{Failure, plan::NetworkArgs, print};
 use crate::{
-    chart,
+    chart::{Axis, Curve, Mark, Picture},
     plan::{Delays, Model, Plan},
+    report::write_file,
     sim::{
         adversary::search,
         campaign::{Campaign, MODELS},
@@ -436,14 +437,14 @@ fn picture(path: &std::path::Path, scenario: &Scenario, outcome: &Outcome) -> Re
             points.push((value.value_iterated_to().max(1) as f64, above / total));
             above -= value.count_since_last_iteration() as f64;
         }
-        curves.push(chart::Curve { name: format!("level {level}"), points });
+        curves.push(Curve { name: format!("level {level}"), points });
         if let Some(bound) = scenario.plan.level(level).and_then(|plan| plan.bound_ns) {
             bounds.push((format!("bound {level}:"), bound));
         }
     }
     let title = format!("Simulated: {} of {} hosts", scenario.shape, scenario.shape.hosts());
-    let axes = chart::Axes { x: "time in the network, us", y: "share of packets that took longer" };
-    Ok(chart::ccdf(path, &title, &axes, &curves, &bounds)?)
+    let picture = Picture::ccdf(&title, "time in the network", "share of packets that took longer", curves, &bounds);
+    Ok(write_file(path, picture.svg().as_bytes())?)
 }
 
 /// Attack random networks of all models; exit 2 if a promise is broken
@@ -628,19 +629,24 @@ impl SensitivityCommand {
         let bound_ns = sensitivity.bound_ns().map_err(usage)?;
         let points = sensitivity.run().map_err(usage)?;
         if let Some(path) = &self.svg {
-            let curve = |name: &str, value: fn(&crate::sim::experiment::Point) -> f64| chart::Curve {
+            let curve = |name: &str, value: fn(&crate::sim::experiment::Point) -> f64| Curve {
                 name: name.to_owned(),
                 points: points.iter().map(|point| (point.factor, value(point) / 1e3)).collect(),
             };
-            let curves = [
+            let curves = vec![
                 curve("random phases", |point| point.random_ns),
                 curve("aligned, window", |point| point.window_ns),
                 curve("aligned", |point| point.aligned_ns),
             ];
             let title = format!("Simulated: {} hosts send to one, each f packets an epoch", self.hosts);
-            let axes = chart::Axes { x: "factor f", y: "longest time in the network, us" };
-            let bound = format!("bound at f = 1: {}", show_ns(bound_ns));
-            chart::lines(path, &title, &axes, &curves, (&bound, bound_ns / 1e3))?;
+            let bound = Mark { name: format!("bound at f = 1: {}", show_ns(bound_ns)), at: bound_ns / 1e3 };
+            let longest =
+                curves.iter().flat_map(|curve| curve.points.iter()).map(|point| point.1).fold(bound.at, f64::max);
+            // What grows without end leaves the picture rather than flattening the rest.
+            let top = longest.min(4.0 * bound.at) * 1.05;
+            let (x, y) = (Axis::linear("factor f"), Axis::linear("longest time in the network, us").over(0.0, top));
+            let picture = Picture { across: vec![bound], ..Picture::new(title, x, y, curves) };
+            write_file(path, picture.svg().as_bytes())?;
         }
         if self.json {
             let points: Vec<Value> = points

@@ -5,7 +5,7 @@ use std::fmt;
 use qjump_ebpf::{
     LEVELS, Level,
     frame::{MIN_FRAME, VLAN_TAG, WIRE_OVERHEAD},
-    layout::{QUEUE_MAJOR, class_id},
+    layout::{QUEUE_MAJOR, class_id, fq_priority},
 };
 
 use super::{
@@ -140,6 +140,8 @@ fn fq(setup: &Setup) -> Tree {
     let band = |level: Level| Level::STRICTEST.number() - level.number();
     let mut map = [band(Level::BEST_EFFORT); 16];
     for level in Level::strictest_first() {
+        // What the program writes, and what the kernel sends of its own around it.
+        map[fq_priority(level) as usize] = band(level);
         map[level.index()] = band(level);
     }
     let horizon_us = setup.horizon_ns.div_ceil(1_000).max(FQ_HORIZON_US);
@@ -386,7 +388,7 @@ mod tests {
     #[test]
     fn fq_has_a_band_a_level_and_drops_nothing_in_the_limiters_horizon() {
         let tree = wanted(&Setup { horizon_ns: 30_000_000_001, ..setup(Queue::Fq) });
-        let map = [7, 6, 5, 4, 3, 2, 1, 0, 7, 7, 7, 7, 7, 7, 7, 7];
+        let map = [7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0];
         assert_eq!(tree.root.handle, 0x716a_0000);
         assert_eq!(tree.root.options, Options::Prio(Prio { bands: 8, map }));
         assert!(tree.classes.is_empty());

@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 
 use super::{Queueing, Rack, RackSpec, iperf, needs};
 use crate::{
-    chart,
+    chart::{Curve, Picture},
     config::QueueChoice,
     measure::{Priority, Probe, Progress, Report, StallWatch, flood},
     plan::{Delays, Demand, LevelSpec, Model, Network, Plan, default_wire_overhead},
+    report::write_file,
     table::Table,
     units::{Nanos, Rate, show_ns},
 };
@@ -299,13 +300,14 @@ pub fn run(options: &Options, output: &Path, cancelled: &AtomicBool) -> Result<b
     fs::write(&summary, format!("{:#}\n", summary_json(&outcomes, &limited, bound_ns)))
         .with_context(|| format!("cannot write {}", summary.display()))?;
     let picture = output.join(format!("latency{suffix}.svg"));
-    let curves: Vec<chart::Curve> = outcomes
+    let curves: Vec<Curve> = outcomes
         .iter()
-        .map(|outcome| chart::Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
+        .map(|outcome| Curve { name: outcome.case.name.to_owned(), points: outcome.report.latencies.ccdf() })
         .collect();
     let title = format!("Time of a probe through a {} switch port, beside iperf3", RACK.leaf.rate);
-    let axes = chart::Axes { x: "one-way latency, us", y: "share of probes that took longer" };
-    chart::ccdf(&picture, &title, &axes, &curves, &[("bound".to_owned(), bound_ns as f64)])?;
+    let bounds = [("bound".to_owned(), bound_ns as f64)];
+    let drawn = Picture::ccdf(&title, "one-way latency", "share of probes that took longer", curves, &bounds);
+    write_file(&picture, drawn.svg().as_bytes())?;
     println!("Written: {} and {}", summary.display(), picture.display());
     Ok(outcomes.iter().all(|outcome| outcome.verdict() != Some(Verdict::Broken)))
 }

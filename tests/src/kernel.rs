@@ -1,0 +1,24 @@
+//! What the kernel under test should be able to do, by its version: a test that leaves something out asks here, so that
+//! a kernel that should have it cannot hide that it has not.
+
+/// Whether the kernel is of this release or later.
+pub fn at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map_while(|number| number.parse().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
+/// The eBPF compare-exchange, without which there is no limiter.
+pub fn has_compare_exchange() -> bool {
+    if cfg!(target_arch = "x86_64") { at_least(5, 12) } else { at_least(5, 18) }
+}
+
+/// Several programs on one hook, with links.
+pub fn has_tcx() -> bool {
+    at_least(6, 6)
+}
+
+/// SO_PRIORITY as a control message. Before, the message that has one is refused.
+pub fn has_priority_message() -> bool {
+    at_least(6, 14)
+}
