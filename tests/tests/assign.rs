@@ -409,15 +409,11 @@ fn one_cgroup_that_cannot_be_tagged_leaves_all_as_they_were() -> Result<()> {
     // Deeper than a grant can be, so that it is found, and refused when its turn comes.
     let deep = format!("inner.service{}", "/d".repeat(31));
     fs::create_dir_all(wire.cgroup.path.join(&deep))?;
-    let unit = format!("unit = \"qjump-none-{}\"", std::process::id());
-    let wrong = [unit, format!("cgroup = \"{name}/gone\""), format!("cgroup = \"{name}/{deep}\"")];
     let check = |first: u8| -> Result<()> {
-        for (wrong, why) in wrong.iter().zip(["no cgroup below", "is no cgroup", "33 cgroups deep"]) {
-            let rules = [format!("level = {first}\ncgroup = \"{name}\""), format!("level = 6\n{wrong}")];
-            let (code, error) = failed(&assign(&config(&wire.folder, &rules)?, &[])?);
-            for part in ["line 19", why, "nothing was changed"] {
-                assert!(code == 1 && error.contains(part), "{part}: {error}");
-            }
+        let rules = [format!("level = {first}\ncgroup = \"{name}\""), format!("level = 6\ncgroup = \"{name}/{deep}\"")];
+        let (code, error) = failed(&assign(&config(&wire.folder, &rules)?, &[])?);
+        for part in ["line 19", "33 cgroups deep", "nothing was changed"] {
+            assert!(code == 1 && error.contains(part), "{part}: {error}");
         }
         Ok(())
     };
@@ -432,13 +428,37 @@ fn one_cgroup_that_cannot_be_tagged_leaves_all_as_they_were() -> Result<()> {
 }
 
 #[test]
+fn a_rule_whose_cgroup_is_not_there_does_not_stop_the_others() -> Result<()> {
+    let mut wire = Wire::new()?;
+    let name = wire.cgroup.name()?;
+    let unit = format!("unit = \"qjump-none-{}\"", std::process::id());
+    for (first, (wrong, why)) in
+        [(5u8, (unit, "no cgroup below")), (4, (format!("cgroup = \"{name}/gone\""), "is no cgroup"))]
+    {
+        let rules = [format!("level = 6\n{wrong}"), format!("level = {first}\ncgroup = \"{name}\"")];
+        let config = config(&wire.folder, &rules)?;
+        let dry = assign(&config, &["--dry-run"])?;
+        succeeded(&dry)?;
+        assert!(String::from_utf8_lossy(&dry.stderr).contains(why), "{dry:?}");
+        let output = assign(&config, &[])?;
+        let (code, error) = failed(&output);
+        assert!(code == 1 && error.contains(why) && error.contains("line "), "{code}: {error}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("tagged 1 cgroups"), "{text}");
+        assert_eq!(wire.tag()?.context("no tag")?["level"], first);
+        assert_eq!(wire.levels()?, [first; 3]);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_cgroup_that_is_removed_meanwhile_leaves_all_as_they_were() -> Result<()> {
     let mut wire = Wire::new()?;
     let name = wire.cgroup.name()?;
     let rules = [format!("level = 5\ncgroup = \"{name}\""), format!("level = 6\ncgroup = \"{name}/inner.service\"")];
     let rules = File::read(&config(&wire.folder, &rules)?)?.rules(|_| None).map_err(anyhow::Error::msg)?;
     let mut host = Host::change(&rules)?;
-    let places = host.places(&rules)?;
+    let places = host.places(&rules)?.found;
     fs::remove_dir(wire.cgroup.inner())?;
     let error = host.tag(&places).expect_err("the second cgroup is gone");
     assert!(matches!(error, AssignError::Place { rule: 1, .. }), "{error}");

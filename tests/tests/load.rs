@@ -3,11 +3,16 @@
 
 use std::{
     net::SocketAddr,
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use qjump::{
     config::QueueChoice,
     dataplane::{self, Hook, Request},
@@ -16,14 +21,14 @@ use qjump::{
         compare::{Shim, Side},
         load::{self, Load, Pattern, Sink},
         memcached::{self, Client, Popularity, Sizes, Workload},
-        result::Run,
+        result::{Document, Run},
     },
     plan::{Delays, Demand, LevelSpec, Model, Network, Plan},
     testbed::{NetNs, Process, Program},
     units::{Nanos, Rate},
 };
 use qjump_ebpf::Level;
-use qjump_tests::link::{FAR, Link};
+use qjump_tests::link::{FAR, Link, PLAN, binary, failed, succeeded};
 
 const PORT: u16 = 11_311;
 /// Where whatever answers runs; whatever asks has the other.
@@ -36,6 +41,16 @@ fn far(port: u16) -> SocketAddr {
 
 fn level(number: u8) -> Level {
     Level::new(number).expect("a level")
+}
+
+/// A link on which both ends use Reno, which every namespace may: with BBR, the default of some machines, small requests
+/// are taken for a slow network.
+fn reno() -> Result<Link> {
+    let link = Link::new()?;
+    for netns in [&link.near, &link.far] {
+        netns.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno")?))?;
+    }
+    Ok(link)
 }
 
 /// Sends a load to a sink in the far namespace.
@@ -178,7 +193,7 @@ fn a_load_has_its_level_and_what_the_limiter_lets_through() -> Result<()> {
 
 #[test]
 fn bursts_leave_the_link_idle_between_them() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let pattern = Pattern::OnOff { on_ns: 100_000_000, off_ns: 300_000_000, random: false };
     let load = Load { pattern, duration: Duration::from_secs(2), ..Load::new(far(0)) };
     let outcome = through(&link, load)?;
@@ -222,15 +237,15 @@ fn client() -> Client {
 }
 
 fn ask(link: &Link, client: &Client) -> Result<memcached::Outcome> {
-    link.near.enter(|| client.run(&memcached::Progress::default()))
+    link.near.enter(|| client.run(&memcached::Progress::default(), &mut |_| {}))
 }
 
 #[test]
 fn memcached_answers_and_every_value_is_right() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let _server = memcached(&link.far, &[])?;
     for (popularity, sizes, threads) in
-        [(Popularity::Zipf(0.99), Sizes::Etc, 1), (Popularity::Uniform, Sizes::Fixed(100_000), 2)]
+        [(Popularity::Zipf(0.99), Sizes::Etc, 1), (Popularity::Uniform, Sizes::Fixed(20_000), 2)]
     {
         let workload = Workload { keys: 500, sets: 0.3, popularity, sizes, seed: 9 };
         let outcome = ask(&link, &Client { workload, threads, ..client() })?;
@@ -251,7 +266,7 @@ fn memcached_answers_and_every_value_is_right() -> Result<()> {
 
 #[test]
 fn what_memcached_forgets_is_a_miss_and_what_it_refuses_is_said() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     // 40 MB of values for a cache of 8 MB.
     let workload =
         Workload { keys: 40_000, sets: 0.0, popularity: Popularity::Uniform, sizes: Sizes::Fixed(1_000), seed: 1 };
@@ -269,12 +284,12 @@ fn what_memcached_forgets_is_a_miss_and_what_it_refuses_is_said() -> Result<()> 
 
 #[test]
 fn a_server_that_is_killed_and_comes_back_is_measured_on() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let mut server = memcached(&link.far, &[])?;
     let client = Client { timeout: Duration::from_secs(1), duration: Duration::from_secs(4), ..client() };
     let progress = memcached::Progress::default();
     let outcome = std::thread::scope(|scope| -> Result<_> {
-        let asking = scope.spawn(|| link.near.enter(|| client.run(&progress)));
+        let asking = scope.spawn(|| link.near.enter(|| client.run(&progress, &mut |_| {})));
         while progress.answered() < 2_000 {
             ensure!(!asking.is_finished(), "it ended early");
             std::thread::sleep(Duration::from_millis(10));
@@ -298,13 +313,13 @@ fn a_server_that_is_killed_and_comes_back_is_measured_on() -> Result<()> {
 /// The client's own limiter is in the response time: what it was made for.
 #[test]
 fn a_client_held_up_by_its_own_limiter_says_so() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let _server = memcached(&link.far, &[])?;
     let (plan, interfaces) = (plan()?, [link.device.clone()]);
     // Sets of 1000 B at 16 Mbit/s and then at 80 Mbit/s, of the 50 Mbit/s of level 5.
     let workload =
         Workload { keys: 1_000, sets: 1.0, popularity: Popularity::Uniform, sizes: Sizes::Fixed(1_000), seed: 1 };
-    let client = Client { workload, level: Some(level(5)), congestion: Some("cubic".into()), ..client() };
+    let client = Client { workload, level: Some(level(5)), ..client() };
     link.near.enter(|| Ok(dataplane::load(&request(&interfaces, &plan, QueueChoice::Htb))?))?;
     let below = ask(&link, &client)?.run("below");
     let above = ask(&link, &Client { rate: 10_000.0, ..client })?.run("above");
@@ -365,5 +380,81 @@ fn a_comparison_puts_back_what_it_found() -> Result<()> {
     assert!(error.as_ref().is_some_and(|error| error.contains("another plan")), "{error:?}");
     assert_eq!(link.status()?["generation"], before["generation"]);
     link.unload()?;
+    Ok(())
+}
+
+/// A program in the far namespace, ended when dropped.
+fn far_qjump(link: &Link, arguments: &[&str]) -> Result<Process> {
+    let mut process = Program::new(&link.far, binary()).args(arguments).start()?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !process.stderr()?.contains(" TCP and UDP") {
+        process.require_running()?;
+        ensure!(Instant::now() < deadline, "it does not listen: {}", process.stderr()?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(process)
+}
+
+#[test]
+fn the_command_line_measures_and_says_what_is_wrong() -> Result<()> {
+    let link = reno()?;
+    let _sink = far_qjump(&link, &["measure", "sink", "--listen", &format!("{}:7701", FAR.0)])?;
+    let _server = memcached(&link.far, &[])?;
+    let memcached = format!("{}:{PORT}", FAR.0);
+    let document = |arguments: &[&str]| -> Result<Document> {
+        let output =
+            link.qjump(&[&["measure"], arguments, &["--warm-up", "200ms", "--quiet", "--json", "-"]].concat())?;
+        Ok(serde_json::from_str(&succeeded(&output)?)?)
+    };
+    let load = document(&["load", FAR.0, "--udp", "--rate", "20mbit", "--flows", "2", "--duration", "1s"])?;
+    assert_eq!(load.curves.len(), 1);
+    let goodput = figure(&load.runs[0], "goodput");
+    assert!((10e6..21e6).contains(&goodput), "{goodput}");
+    let asked = document(&["memcached", &memcached, "--duration", "1s", "--assert", "p50<5s", "--values", "100"])?;
+    assert!(asked.runs[0].streams[0].response.samples == 1_000 && asked.claims[0].holds == Some(true), "{asked:?}");
+
+    for (arguments, status, part) in [
+        (&["memcached", &memcached, "--assert", "p50<1ns", "--duration", "500ms"][..], 2, "condition does not hold"),
+        (&["memcached", &memcached, "--assert", "max<bound"], 64, "has no bound"),
+        (&["memcached", &memcached, "--rate=-1"], 64, "requests a second"),
+        (&["memcached", &format!("{}:7701", FAR.0), "--duration", "1s"], 1, "no answer"),
+        (&["load", &memcached, "--duration", "1s"], 1, "is `qjump measure sink` running there, at port 11311?"),
+        (&["load", FAR.0, "--burst", "0", "--period", "1ms"], 64, "bursts of 0 bytes"),
+        (&["load", FAR.0, "--congestion", "warp"], 1, "no congestion control 'warp'; it has:"),
+        (&["load", FAR.0, "--duration", "2h"], 64, "at most 3600 s"),
+        (&["load", FAR.0, "--compare", "--", "--interface", "qjnone", "--config", "/nowhere"], 64, "/nowhere"),
+        (&["load", FAR.0, "--compare"], 64, "FLAGS OF QJUMP LOAD"),
+    ] {
+        let (code, error) = failed(&link.qjump(&[&["measure"], arguments].concat())?);
+        assert!(code == status && error.contains(part), "{arguments:?}: {code} {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_comparison_keeps_its_rounds_and_puts_back_what_was_there() -> Result<()> {
+    let link = reno()?;
+    let _sink = far_qjump(&link, &["measure", "sink", "--listen", &format!("{}:7701", FAR.0)])?;
+    let before = link.tc_state()?;
+    let mut arguments = vec!["measure", "load", FAR.0, "--duration", "300ms", "--warm-up", "100ms", "--json", "-"];
+    arguments.extend(["--compare=100", "--", "--interface", &link.device]);
+    arguments.extend(PLAN);
+    let child = link.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // Three rounds or so, and then in the middle of one with it loaded.
+    std::thread::sleep(Duration::from_secs(4));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !link.pins().exist() {
+        ensure!(Instant::now() < deadline, "never loaded");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let document: Document = serde_json::from_str(&succeeded(&output)?)?;
+    assert!(!link.pins().exist());
+    assert_eq!(link.tc_state()?, before);
+    let names: Vec<&str> = document.runs.iter().map(|run| run.name.as_str()).collect();
+    assert!(names.len() >= 3 && names[..2] == ["off 1", "on 1"] && names.last() == Some(&"on / off"), "{names:?}");
+    assert!(document.notes.iter().any(|note| note.starts_with("interrupted")), "{:?}", document.notes);
+    assert!(figure(&document.runs[names.len() - 1], "goodput") > 0.0);
     Ok(())
 }

@@ -48,6 +48,7 @@ fn loads_and_unloads_leave_the_queue_as_they_found_it() -> Result<()> {
         assert!(said.contains("packets wait in htb"), "{said}");
         // 9000 bytes are five frames; half of them for one packet, the other half for late timers.
         assert!(said.contains("at most 2 segments"), "{said}");
+        assert!(said.contains("level 5: packets have at most 4476 B") && !said.contains("level 7: packets"), "{said}");
         assert!(host_state(&link)?.contains("htb 716a:"), "{}", host_state(&link)?);
         assert!(host_state(&link)?.ends_with("gso_max_segs 2"));
         let loaded = host_state(&link)?;

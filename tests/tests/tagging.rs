@@ -20,7 +20,7 @@ use nix::{
 use qjump::tag::cgroup::Hierarchy;
 use qjump_tests::{
     cgroups::{TestCgroup, command_in},
-    link::{binary, failed, succeeded},
+    link::{Link, binary, failed, succeeded},
 };
 use serde_json::Value;
 
@@ -391,6 +391,56 @@ fn a_unit_is_found_by_its_cgroup() -> Result<()> {
     let (status, error) = failed(&qjump(&["tag", "--unit", &unit, "--level", "5"]).output()?);
     assert_eq!(status, 1);
     assert!(error.contains("is the unit") && error.contains("systemctl status"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_thread_of_the_kernel_is_no_program() -> Result<()> {
+    // kthreadd has this number in every PID namespace that shows threads of the kernel.
+    if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim() == "kthreadd") {
+        let (status, error) = failed(&qjump(&["tag", "--pid", "2", "--level", "5"]).output()?);
+        assert_eq!(status, 1);
+        assert!(error.contains("thread of the kernel") && error.contains("ps -p 2"), "{error}");
+        assert!(tag("/qjump-2")?.is_none());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_level_that_no_interface_knows_is_warned_of() -> Result<()> {
+    let link = Link::new()?;
+    let warning = |level: &str| -> Result<String> {
+        let output = qjump(&["run", "--no-scope", "--level", level, "--", "true"]).output()?;
+        succeeded(&output)?;
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    // Others of this host may be loaded; then the advice is another.
+    let none = warning("3")?;
+    assert!(none.contains("level 3 does nothing"), "{none}");
+    assert_eq!(warning("0")?, "");
+    link.load(&[])?;
+    assert_eq!(warning("5")?, "");
+    let unknown = warning("3")?;
+    assert!(unknown.contains("has no level 3") && unknown.contains(&link.device), "{unknown}");
+    let mut process = sleep()?;
+    let pid = process.0.id().to_string();
+    let output = qjump(&["tag", "--pid", &pid, "--level", "3"]).output()?;
+    succeeded(&output)?;
+    assert!(String::from_utf8(output.stderr)?.contains("has no level 3"));
+    succeeded(&qjump(&["untag", "--pid", &pid]).output()?)?;
+    process.0.kill()?;
+    Ok(())
+}
+
+#[test]
+fn under_ip_netns_exec_the_advice_is_nsenter() -> Result<()> {
+    let link = Link::new()?;
+    for verb in [&["run", "--no-scope", "--level", "5", "--", "true"][..], &["tag", "--pid", "1", "--level", "5"]] {
+        let output = link.near.command(&binary().to_string_lossy()).args(verb).output()?;
+        let (status, error) = failed(&output);
+        assert_eq!(status, 1);
+        assert!(error.contains("ip netns exec") && error.contains("nsenter --net="), "{error}");
+    }
     Ok(())
 }
 

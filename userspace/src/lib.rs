@@ -2,6 +2,7 @@
 //! mark on every packet, strict priority in the switches, and a plan that says what may be sent.
 
 pub mod chart;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

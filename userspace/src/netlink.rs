@@ -1,4 +1,4 @@
-//! One request to rtnetlink and its answers.
+//! One request to netlink and its answers.
 
 use std::io;
 
@@ -8,12 +8,21 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-/// Sends one request, in the network namespace of the calling thread, and collects the answers to it.
+/// Sends one request to rtnetlink, in the network namespace of the calling thread, and collects the answers to it.
 ///
 /// `flags` besides `NLM_F_REQUEST`: with `NLM_F_DUMP` or `NLM_F_ACK` until the kernel says that it is done,
 /// else one answer.
 pub(crate) fn ask<M: NetlinkSerializable + NetlinkDeserializable>(message: M, flags: u16) -> io::Result<Vec<M>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    ask_of(NETLINK_ROUTE, message, flags)
+}
+
+/// The same of another protocol of netlink.
+pub(crate) fn ask_of<M: NetlinkSerializable + NetlinkDeserializable>(
+    protocol: isize,
+    message: M,
+    flags: u16,
+) -> io::Result<Vec<M>> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();

@@ -46,17 +46,18 @@ pub const TESTBED: &[Package] = &[
     Package { provides: "ping", name: "iputils-ping" },
 ];
 
-/// What the tests run besides that: programs in C and Python, to see that they get their levels, the programs of the
-/// experiments, and a browser, to see that a report is what it should be.
+/// What the tests run besides that: programs in C and Python, to see that they get their levels, rules of nftables, the
+/// programs of the experiments, and a browser, to see that a report is what it should be.
 pub const TESTS: &[Package] = &[
+    Package { provides: "nft", name: "nftables" },
     Package { provides: "gcc", name: "gcc" },
     Package { provides: "/usr/include/stdio.h", name: "libc6-dev" },
     Package { provides: "/usr/bin/python3", name: "python3" },
-    Package { provides: "ptpd", name: "ptpd" },
-    Package { provides: "memcached", name: "memcached" },
     Package { provides: "chromium", name: "chromium" },
     // Without a font a browser draws no letters.
     Package { provides: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", name: "fonts-dejavu-core" },
+    Package { provides: "ptpd", name: "ptpd" },
+    Package { provides: "memcached", name: "memcached" },
 ];
 
 /// What guests are made with besides that: the keys of Debian's archive, and what unpacks modules and strips programs.

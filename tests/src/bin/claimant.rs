@@ -107,7 +107,9 @@ fn main() -> Result<()> {
         "receive" => {
             let listener = UnixListener::bind(argument()?)?;
             say("ready");
-            let socket = receive(&listener.accept()?.0)?;
+            // Held until the end: the giver waits for that, because its grant goes with it.
+            let giver = listener.accept()?.0;
+            let socket = receive(&giver)?;
             for_levels(|level| {
                 claim(&socket, level);
                 set_class(&socket, near, 0x10)?;
@@ -320,6 +322,8 @@ fn pass_on(socket: &UdpSocket, path: &str) -> Result<()> {
     let descriptors = [socket.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&descriptors)];
     sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(b"x")], &control, MsgFlags::empty(), None)?;
+    // The taker never writes: this ends when it does.
+    let _ = std::io::Read::read(&mut &to, &mut [0])?;
     Ok(())
 }
 

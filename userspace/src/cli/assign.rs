@@ -18,7 +18,7 @@ use crate::{
     config::File,
     table::Table,
     tag::{
-        assign::{AssignError, Assigned, Assignment, Host, Moved, Place},
+        assign::{AssignError, Assigned, Assignment, Host, Moved, Place, Places},
         rules::{Match, Rules},
     },
 };
@@ -47,7 +47,7 @@ impl AssignCommand {
             })
         };
         let mut host = if self.dry_run { Host::read() } else { Host::change(&rules) }.map_err(failed)?;
-        let places = host.places(&rules).map_err(failed)?;
+        let Places { found: places, missing } = host.places(&rules).map_err(failed)?;
         let unreachable = if self.dry_run { 0 } else { host.tag(&places).map_err(failed)? };
         let assignment = Assignment::find(&rules, &host, &places).map_err(failed)?;
         let moved = (!self.dry_run).then(|| assignment.apply(&mut host));
@@ -57,7 +57,8 @@ impl AssignCommand {
                 "{unreachable} processes are in a PID namespace that cannot be seen from here; their sockets were not moved"
             ));
         }
-        let mut failures = overruled(&file, &places, &assignment);
+        let mut failures: Vec<String> = missing.iter().map(|(rule, why)| file.at_rule(*rule, why)).collect();
+        failures.extend(overruled(&file, &places, &assignment));
         failures.extend(refused(&assignment));
         failures.extend(host.unreadable.map(|error| error.to_string()));
         if self.dry_run {

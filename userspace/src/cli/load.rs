@@ -1,20 +1,25 @@
 //! `qjump load` and `qjump unload`.
 
-use clap::Args;
-use qjump_ebpf::Charge;
-
 use super::{Failure, plan::NetworkArgs, print};
 use crate::{
     config::QueueChoice,
-    dataplane::{self, Error, Hook, Request},
-    plan::{LevelPlan, OverRule},
+    dataplane::{self, Chosen, Error, Hook, Request, loses_late_timers},
+    plan::Plan,
     qdisc::Queue,
     units::Rate,
 };
+use clap::Args;
 
 /// Limit and mark what leaves through interfaces; again to replace plan and program
 #[derive(Args)]
 pub struct LoadCommand {
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// Interfaces, and what is to be in force there.
+#[derive(Args)]
+pub struct TargetArgs {
     /// Interface to manage; repeatable. Without it, those of the configuration file
     #[arg(long, value_name = "IF")]
     interface: Vec<String>,
@@ -35,6 +40,54 @@ pub struct LoadCommand {
     host_rate: Option<Rate>,
 }
 
+/// What [`TargetArgs`] and the configuration file say together.
+pub struct Target {
+    interfaces: Vec<String>,
+    plan: Plan,
+    pcp: bool,
+    hook: Hook,
+    queue: QueueChoice,
+    host_rate: Option<Rate>,
+}
+
+impl TargetArgs {
+    /// The interfaces that flags name.
+    pub(super) fn interfaces(&self) -> &[String] {
+        &self.interface
+    }
+
+    /// Whether there is anything to plan.
+    pub(super) const fn has_plan(&self) -> bool {
+        self.network.config.is_some() || self.network.hosts.is_some()
+    }
+
+    pub(super) fn read(&self) -> Result<Target, Failure> {
+        let (answer, host) = self.network.plan(self.pcp)?;
+        let interfaces = if self.interface.is_empty() { host.interfaces } else { self.interface.clone() };
+        if interfaces.is_empty() {
+            return Err(Failure::Usage(
+                "no interface; give --interface IF, or interfaces = [\"IF\"] in section [host] of the configuration"
+                    .into(),
+            ));
+        }
+        Ok(Target {
+            interfaces,
+            plan: answer.plan,
+            pcp: host.pcp,
+            hook: self.hook,
+            queue: self.queue.unwrap_or(host.queue),
+            host_rate: self.host_rate.or(host.rate),
+        })
+    }
+}
+
+impl Target {
+    pub(super) fn request(&self) -> Request<'_> {
+        let Self { interfaces, plan, pcp, hook, queue, host_rate } = self;
+        Request { interfaces, plan, pcp: *pcp, hook: *hook, queue: *queue, host_rate: *host_rate }
+    }
+}
+
 /// Remove the program; the interface is as it was before the first load
 #[derive(Args)]
 pub struct UnloadCommand {
@@ -51,48 +104,31 @@ pub struct UnloadCommand {
 
 impl LoadCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let (answer, host) = self.network.plan(self.pcp)?;
-        let plan = answer.plan;
-        let interfaces = if self.interface.is_empty() { &host.interfaces } else { &self.interface };
-        if interfaces.is_empty() {
-            return Err(Failure::Usage(
-                "no interface; give --interface IF, or interfaces = [\"IF\"] in section [host] of the configuration"
-                    .into(),
-            ));
-        }
-        let request = Request {
-            interfaces,
-            plan: &plan,
-            pcp: host.pcp,
-            hook: self.hook,
-            queue: self.queue.unwrap_or(host.queue),
-            host_rate: self.host_rate.or(host.rate),
-        };
+        let target = self.target.read()?;
+        let request = target.request();
+        let plan = request.plan;
         let loaded = dataplane::load(&request)?;
-        print(&plan)?;
+        print(plan)?;
         for one in loaded {
             let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
             let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };
             print(format!("{}: {what} ({}){stale}", one.interface, one.hook))?;
-            match (one.queue, one.why_kept) {
-                (Queue::Keep, None) => {}
-                (Queue::Keep, Some(why)) => {
-                    print(format!("{}: over a limit, packets are dropped: {why}", one.interface))?
-                }
-                (queue, _) => print(format!("{}: over a limit, packets wait in {}", one.interface, queue.name()))?,
+            let Chosen { queue, why, .. } = &one.queue;
+            match queue {
+                Queue::Keep => print(format!("{}: over a limit, packets are dropped: {why}", one.interface))?,
+                _ => print(format!("{}: over a limit, packets wait in {}: {why}", one.interface, queue.name()))?,
             }
-            let untolerant = |level: &&LevelPlan| {
-                level.charge == Charge::Packet
-                    && level.spec.tolerance.ns() == 0
-                    && level.spec.over.is_none_or(|over| over == OverRule::Pace)
-            };
-            if one.queue == Queue::Htb
-                && let Some(level) = plan.levels.iter().find(untolerant)
-            {
+            if let Some(level) = loses_late_timers(plan, *queue) {
                 print(format!(
-                    "{}: level {}: timers are late, and what that costs a packet that waits in htb is lost; a tolerance buys it \
-                     back: --tolerance 200us",
-                    one.interface, level.spec.level
+                    "{}: level {level}: timers are late, and what that costs a packet that waits in htb is lost; a tolerance \
+                     buys it back: --tolerance 200us",
+                    one.interface
+                ))?;
+            }
+            for (level, largest) in &one.smaller {
+                print(format!(
+                    "{}: level {level}: packets have at most {largest} B, half of its burst: the other half is htb's",
+                    one.interface
                 ))?;
             }
             if let Some(cap) = one.gso_cap {

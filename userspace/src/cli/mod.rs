@@ -1,7 +1,11 @@
 //! The command line: one module a verb.
 
 mod assign;
+mod check;
+mod doctor;
+mod interrupt;
 mod load;
+mod measure;
 mod plan;
 mod report;
 mod run;
@@ -27,14 +31,17 @@ struct Cli {
 enum Command {
     Plan(plan::PlanCommand),
     Sim(Box<sim::SimCommand>),
+    Check(Box<check::CheckCommand>),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Doctor(doctor::DoctorCommand),
     Run(run::RunCommand),
     Tag(tag::TagCommand),
     Untag(tag::UntagCommand),
     Tags(tag::TagsCommand),
     Assign(assign::AssignCommand),
+    Measure(measure::MeasureCommand),
     Testbed(testbed::TestbedCommand),
     Report(report::ReportCommand),
 }
@@ -99,14 +106,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Plan(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Tag(command) => command.run(),
         Command::Untag(command) => command.run(),
         Command::Tags(command) => command.run(),
         Command::Assign(command) => command.run(),
+        Command::Measure(command) => command.run(),
         Command::Testbed(command) => command.run(),
         Command::Report(command) => command.run(),
     };

@@ -66,6 +66,7 @@ impl RunCommand {
         let user = self.user.as_deref().map(Credentials::of).transpose()?;
         let signals = Signals::take()?;
         let mut session = Session::begin()?;
+        self.grant.warn_if_ignored();
         let parent = session.hierarchy().of_process(None)?;
         let cgroup = session.make(&parent, &format!("qjump-run-{}", std::process::id()), &self.grant.request())?;
         let child = match self.spawn(&cgroup, user, &signals) {

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::{Failure, print};
 use crate::{
     config::parse_level,
+    dataplane::ignored_everywhere,
     table::Table,
     tag::{self, Changed, Request, Selector, Session, Tag},
     units::{self, show_ns},
@@ -86,6 +87,13 @@ impl GrantArgs {
     pub(super) const fn request(&self) -> Request {
         Request { level: self.level, send_buffer: self.sndbuf }
     }
+
+    /// Says so if the level is for nothing.
+    pub(super) fn warn_if_ignored(&self) {
+        if let Some(why) = ignored_everywhere(self.level) {
+            eprintln!("qjump: warning: level {} does nothing: {why}", self.level);
+        }
+    }
 }
 
 impl Which {
@@ -103,7 +111,9 @@ impl TagCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let selector = self.which.selector()?;
         let changed = Session::begin()?.tag(&selector, &self.grant.request())?;
-        report(&changed, &format!("at level {}", self.grant.level))
+        report(&changed, &format!("at level {}", self.grant.level))?;
+        self.grant.warn_if_ignored();
+        Ok(())
     }
 }
 

@@ -204,11 +204,20 @@ const fn no_tolerance() -> Nanos {
 }
 
 pub(crate) fn level_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
-    let number = i64::deserialize(deserializer)?;
-    u8::try_from(number)
-        .ok()
-        .and_then(Level::new)
-        .ok_or_else(|| de::Error::custom(format!("there is no level {number}; levels are 0 to 7, 7 the strictest")))
+    struct Number;
+    impl de::Visitor<'_> for Number {
+        type Value = Level;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a level, which is a number from 0 to 7, without quotes")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<Level, E> {
+            let level = u8::try_from(number).ok().and_then(Level::new);
+            level.ok_or_else(|| E::custom(format!("there is no level {number}; levels are 0 to 7, 7 the strictest")))
+        }
+    }
+    deserializer.deserialize_i64(Number)
 }
 
 fn some_level<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<Level>, D::Error> {
@@ -708,6 +717,7 @@ interfaces = ["eth0"]
         for (from, to, line, part) in [
             ("hosts = 12", "hosts = -3", "line 3", "`-3`, expected the number of hosts that may send, at least 1"),
             ("hosts = 12", "hosts = 0", "line 3", "at least 1"),
+            ("level = 7", "level = \"7\"", "line 9", "a number from 0 to 7, without quotes"),
             ("hosts = 12", "hosts = 99999999999", "line 3", "invalid value"),
             ("\"10gbit\"", "\"10gbps\"", "line 4", "bytes to tc"),
             ("\"10gbit\"", "10", "line 4", "expected a rate with its unit, in quotes: \"10gbit\""),

@@ -16,7 +16,7 @@ use qjump_ebpf::{
 use super::{Error, netlink::Interface};
 use crate::{
     config::QueueChoice,
-    plan::{OverRule, Plan, PlanError},
+    plan::{LevelPlan, OverRule, Plan, PlanError},
     qdisc::{self, Owner, Queue, Setup, Shape},
     units::{Rate, show_rate},
 };
@@ -33,12 +33,15 @@ const LEAST_MTU: u32 = 1_280;
 /// The longest that one GSO packet may hold a link whose queue is ours, ns.
 const LONGEST_GSO_NS: u64 = 100_000;
 
-/// The queue for an interface, and why it is none where that is not what was asked for.
+/// The queue for an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
     /// Which.
     pub queue: Queue,
-    /// Why nothing holds packets back.
-    pub why_kept: Option<String>,
+    /// Why this one.
+    pub why: String,
+    /// Whether nothing holds packets back though a level is to be paced, and nobody asked for that.
+    pub falls_short: bool,
 }
 
 /// Finds the queue for an interface. Changes nothing.
@@ -53,17 +56,18 @@ pub fn choose(
         let why = format!("{rate} is less than what the levels may send together, {}", show_rate(sum_bps));
         return Err(Error::HostRate { interface: interface.name.clone(), why });
     }
-    let use_queue = |queue| Ok(Chosen { queue, why_kept: None });
-    let keep = |why: String| {
+    let chosen = |queue, why: String| Ok(Chosen { queue, why, falls_short: false });
+    let keep = |why: String, falls_short| {
         if host_rate.is_some() {
             return Err(Error::HostRate { interface: interface.name.clone(), why });
         }
-        Ok(Chosen { queue: Queue::Keep, why_kept: Some(why) })
+        Ok(Chosen { queue: Queue::Keep, why, falls_short })
     };
     match choice {
-        QueueChoice::Keep if host_rate.is_some() => keep("--queue keep leaves the queue alone".to_owned()),
-        QueueChoice::Keep => use_queue(Queue::Keep),
-        QueueChoice::Fq if host_rate.is_some() => keep("fq has no rate for everything; use --queue htb".to_owned()),
+        QueueChoice::Keep => keep("--queue keep leaves the queue alone".to_owned(), false),
+        QueueChoice::Fq if host_rate.is_some() => {
+            keep("fq has no rate for everything; use --queue htb".to_owned(), false)
+        }
         QueueChoice::Fq | QueueChoice::Htb => {
             let available = qdisc::available()?;
             let (queue, kind, there) = match choice {
@@ -73,31 +77,44 @@ pub fn choose(
             if !there {
                 return Err(Error::NoQueue { queue: queue.name(), kind });
             }
-            use_queue(queue)
+            chosen(queue, format!("--queue {} asks for it", queue.name()))
         }
         QueueChoice::Auto => {
             if host_rate.is_none() && !plan.levels.iter().any(|level| may_be_paced(level.spec.over, level.charge)) {
-                return keep("no level is paced".to_owned());
+                return keep("no level is paced".to_owned(), false);
             }
             if let Owner::Foreign { kind, handle, .. } = qdisc::owner(interface.index)? {
-                return keep(format!(
+                let why = format!(
                     "its queue is {kind} {handle} of somebody else; --queue htb or fq replaces it if it can be put back"
-                ));
+                );
+                return keep(why, true);
             }
             let available = qdisc::available()?;
             if host_rate.is_none() && available.fq && available.prio {
-                use_queue(Queue::Fq)
+                chosen(Queue::Fq, "the best there is, and this kernel has it".to_owned())
             } else if available.htb && !interface.is_vlan {
-                use_queue(Queue::Htb)
+                let why = if host_rate.is_some() { "fq has no rate for everything" } else { NO_FQ };
+                chosen(Queue::Htb, why.to_owned())
             } else if available.htb {
-                keep(
-                    "HTB's classes would hide the level from the VLAN's priority map; load the device below".to_owned(),
-                )
+                let why = "HTB's classes would hide the level from the VLAN's priority map; load the device below";
+                keep(why.to_owned(), true)
             } else {
-                keep("this kernel has neither fq with prio nor HTB".to_owned())
+                keep("this kernel has neither fq with prio nor HTB".to_owned(), true)
             }
         }
     }
+}
+
+const NO_FQ: &str = "this kernel has no fq with prio";
+
+/// A level that HTB spaces without any slack, so that what late timers cost is lost.
+pub fn loses_late_timers(plan: &Plan, queue: Queue) -> Option<Level> {
+    let untolerant = |level: &&LevelPlan| {
+        level.charge == Charge::Packet
+            && level.spec.tolerance.ns() == 0
+            && level.spec.over.is_none_or(|over| over == OverRule::Pace)
+    };
+    plan.levels.iter().find(untolerant).map(|level| level.spec.level).filter(|_| queue == Queue::Htb)
 }
 
 fn may_be_paced(over: Option<OverRule>, charge: Charge) -> bool {
@@ -168,6 +185,14 @@ pub fn config(
         }
     }
     Ok((config, cap))
+}
+
+/// The levels whose packets must be smaller than the plan says for the queue's sake, with the largest, L2 bytes.
+pub fn smaller(plan: &Plan, config: &Config) -> Vec<(Level, u32)> {
+    let largest = |level: Level| config.limits[level.index()].max_packet();
+    let limited = plan.levels.iter().filter(|level| level.epoch_ns.is_some());
+    let less = limited.filter(|level| largest(level.spec.level) < level.max_packet);
+    less.map(|level| (level.spec.level, largest(level.spec.level))).collect()
 }
 
 /// The queue that goes with a configuration.

@@ -17,7 +17,7 @@ use aya::{
 };
 use nix::sys::stat::Mode;
 use qjump_ebpf::{
-    Config, LevelLimit, PlanRecord,
+    Config, Level, LevelLimit, PlanRecord,
     layout::{HOOK_CLSACT, HOOK_TCX, QUEUE_BEFORE, QUEUE_KEEP},
     names,
 };
@@ -28,7 +28,7 @@ use super::{
     error::shorten,
     maps::Maps,
     netlink::{self, Interface},
-    pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs},
+    pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs, has_bpffs},
     sys,
 };
 use crate::{
@@ -49,6 +49,16 @@ pub enum Hook {
     Tcx,
     /// A filter of the clsact qdisc.
     Clsact,
+}
+
+impl Hook {
+    /// What it is called once it is clear which.
+    const fn attached(self) -> &'static str {
+        match self {
+            Self::Clsact => "clsact",
+            Self::Auto | Self::Tcx => "tcx",
+        }
+    }
 }
 
 /// What to load.
@@ -76,10 +86,10 @@ pub struct Loaded {
     pub hook: &'static str,
     /// Whether a program was there before and was replaced.
     pub replaced: bool,
-    /// What holds packets back.
-    pub queue: Queue,
-    /// Why nothing does, where that was left to qjump.
-    pub why_kept: Option<String>,
+    /// What holds packets back, and why that.
+    pub queue: Chosen,
+    /// The levels that take smaller packets than planned because of the queue, with the largest, L2 bytes.
+    pub smaller: Vec<(Level, u32)>,
     /// The most segments of a GSO packet, if the load lowered it.
     pub gso_cap: Option<u32>,
     /// Whether it first removed what an interface of this name had left that is gone now.
@@ -87,8 +97,8 @@ pub struct Loaded {
 }
 
 /// Our place on clsact: the first filters, under a handle that is ours ("qj").
-const FILTER_PRIORITY: u16 = 1;
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x716a);
+pub(super) const FILTER_PRIORITY: u16 = 1;
+pub(super) const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x716a);
 
 /// What there is on an interface before a load.
 enum Found {
@@ -108,10 +118,7 @@ struct Prepared {
     object: Ebpf,
     hook: Hook,
     found: Found,
-    config: Config,
-    chosen: Chosen,
-    gso_cap: Option<u32>,
-    before: Before,
+    decision: Decision,
 }
 
 /// Undoes, in reverse order, what a failed load did.
@@ -181,11 +188,13 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
     check_name(interface)?;
     require_capabilities("removing")?;
     let pins = Pins::of(interface);
-    if !pins.find()? {
+    if !has_bpffs()? {
         return Err(not_loaded(interface));
     }
     let _lock = Lock::take()?;
     if !pins.find()? {
+        // A load that was killed at its first step has left what all interfaces share.
+        grants::remove_unneeded();
         return Err(not_loaded(interface));
     }
     let plan = Maps::open(interface, &pins).ok().map(|maps| maps.in_force().plan);
@@ -259,8 +268,9 @@ fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
     if plan.gso_before > 0 {
         qdisc::set_gso_max_segs(index, plan.gso_before)?;
     }
-    // Whatever the record says of the queue: a load that was killed may have set it up already, or not yet removed it.
-    if matches!(qdisc::owner(index)?, Owner::Ours(_)) {
+    // Whatever the record says of the queue: a load that was killed may have set it up already, or not yet removed it, or
+    // have removed it in order to make another.
+    if !matches!(qdisc::owner(index)?, Owner::Foreign { .. }) {
         qdisc::restore(index, &before_load(plan))?;
     }
     Ok(())
@@ -283,62 +293,110 @@ pub(super) fn not_loaded(interface: &str) -> Error {
 }
 
 fn check_interfaces(request: &Request<'_>) -> Result<Vec<Interface>, Error> {
+    let interfaces = find_interfaces(request.interfaces)?;
+    interfaces.iter().try_for_each(|interface| check_suitable(interface, request.plan))?;
+    Ok(interfaces)
+}
+
+/// Looks interfaces up.
+///
+/// # Errors
+/// If one is named twice, that cannot be a name, or there is no such interface in this network namespace.
+pub fn find_interfaces(names: &[String]) -> Result<Vec<Interface>, Error> {
     let mut seen = HashSet::new();
     let mut interfaces = Vec::new();
-    for name in request.interfaces {
+    for name in names {
         if !seen.insert(name) {
             return Err(Error::InterfaceTwice(name.clone()));
         }
         check_name(name)?;
-        let interface = netlink::interface(name)
-            .map_err(Error::io(name, "looking it up"))?
-            .ok_or_else(|| Error::NoInterface(name.clone()))?;
-        if interface.is_loopback {
-            return Err(Error::Loopback(name.clone()));
-        }
-        if !interface.is_ethernet {
-            return Err(Error::NotEthernet(name.clone()));
-        }
-        let (packet, largest) = (request.plan.network.max_packet, interface.mtu.saturating_add(14));
-        if packet > largest {
-            return Err(Error::PacketOverMtu { interface: name.clone(), packet, mtu: interface.mtu, largest });
-        }
-        interfaces.push(interface);
+        let interface = netlink::interface(name).map_err(Error::io(name, "looking it up"))?;
+        interfaces.push(interface.ok_or_else(|| Error::NoInterface(name.clone()))?);
     }
     Ok(interfaces)
 }
 
-/// CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON, as in the kernel.
-pub(crate) fn require_capabilities(doing: &'static str) -> Result<(), Error> {
-    const CAP_NET_ADMIN: u64 = 1 << 12;
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    const CAP_PERFMON: u64 = 1 << 38; // The verifier's checks of pointers need it.
-    const CAP_BPF: u64 = 1 << 39;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    for (capability, name) in [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")] {
-        if effective & (capability | CAP_SYS_ADMIN) == 0 {
-            return Err(Error::Capability { missing: name, doing });
+/// Whether an interface can carry what the plan allows.
+///
+/// # Errors
+/// If it cannot: the loopback device, one without Ethernet headers, or an MTU below a largest packet.
+pub fn check_suitable(interface: &Interface, plan: &Plan) -> Result<(), Error> {
+    let name = || interface.name.clone();
+    if interface.is_loopback {
+        return Err(Error::Loopback(name()));
+    }
+    if !interface.is_ethernet {
+        return Err(Error::NotEthernet(name()));
+    }
+    let largest = interface.mtu.saturating_add(14);
+    match plan.largest_given_packet() {
+        packet if packet > largest => {
+            Err(Error::PacketOverMtu { interface: name(), packet, mtu: interface.mtu, largest })
         }
+        _ => Ok(()),
     }
-    if effective & CAP_NET_ADMIN == 0 {
-        return Err(Error::Capability { missing: "CAP_NET_ADMIN", doing });
-    }
-    Ok(())
 }
 
-/// Finds what is there, and loads the program into the kernel: nothing that traffic could notice.
-fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Result<Prepared, Error> {
+/// A capability, by its bit in /proc/PID/status (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// CAP_NET_ADMIN: interfaces, queues, attaching.
+    NetAdmin = 12,
+    /// CAP_SYS_PTRACE: other processes' sockets.
+    SysPtrace = 19,
+    /// CAP_SYS_ADMIN: namespaces to try things out in.
+    SysAdmin = 21,
+    /// CAP_PERFMON: the verifier's checks of pointers need it.
+    Perfmon = 38,
+    /// CAP_BPF.
+    Bpf = 39,
+}
+
+impl Capability {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NetAdmin => "CAP_NET_ADMIN",
+            Self::SysPtrace => "CAP_SYS_PTRACE",
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::Perfmon => "CAP_PERFMON",
+            Self::Bpf => "CAP_BPF",
+        }
+    }
+
+    /// Whether this process has it.
+    pub fn is_effective(self) -> bool {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .unwrap_or(0);
+        effective & (1 << self as u32) != 0
+    }
+}
+
+/// The first capability that this process lacks of those that changing eBPF programs needs. CAP_SYS_ADMIN stands in
+/// for CAP_BPF and CAP_PERFMON, as in the kernel.
+pub fn missing_capability() -> Option<Capability> {
+    let has = |capability: Capability| match capability {
+        Capability::NetAdmin => capability.is_effective(),
+        _ => capability.is_effective() || Capability::SysAdmin.is_effective(),
+    };
+    [Capability::Bpf, Capability::Perfmon, Capability::NetAdmin].into_iter().find(|&capability| !has(capability))
+}
+
+pub(crate) fn require_capabilities(doing: &'static str) -> Result<(), Error> {
+    missing_capability().map_or(Ok(()), |missing| Err(Error::Capability { missing: missing.name(), doing }))
+}
+
+/// Where the program goes, and what is there: changes nothing.
+fn locate(interface: &Interface, pins: &Pins, wanted: Hook) -> Result<(Found, Hook), Error> {
     let name = interface.name.clone();
-    let pins = Pins::of(&name);
     let has_tcx = sys::tcx_programs(interface.index).map_err(Error::io(&name, "asking for its programs"))?.is_some();
-    let found = find(&interface, &pins)?;
+    let found = find(interface, pins)?;
     if matches!(found, Found::Nothing | Found::Leftovers { .. })
-        && let Some(old) = earlier_name(&interface)
+        && let Some(old) = earlier_name(interface)
     {
         return Err(Error::Renamed { interface: name, old });
     }
@@ -347,7 +405,7 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     {
         return Err(Error::Orphan { interface: name });
     }
-    let hook = match (request.hook, &found) {
+    let hook = match (wanted, &found) {
         (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
         // A replacement stays where it is, unless told otherwise.
         (Hook::Auto, Found::Clsact) => Hook::Clsact,
@@ -364,24 +422,42 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
             interface: name,
         });
     }
-
-    if matches!(found, Found::Leftovers { .. }) {
-        let record = Maps::open(&name, &pins).map(|maps| maps.in_force().plan);
-        let here = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
-        if let Ok(record) = record
-            && (record.netns, record.ifindex) == (here, interface.index)
-        {
-            put_queue_back(interface.index, &record)?;
-        }
-        pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
+    if hook == Hook::Clsact
+        && let Some(other) = netlink::egress_filters(interface.index)
+            .map_err(Error::io(&name, "listing its filters"))?
+            .into_iter()
+            .find(|filter| filter.priority == FILTER_PRIORITY && !filter.shares_with_programs())
+    {
+        return Err(Error::Attach {
+            detail: format!(
+                "the first place on clsact is taken by a filter of kind {kind}, which no program can share; give that another                  one: `tc filter del dev {name} egress pref {FILTER_PRIORITY}`, and add it again with a higher pref",
+                kind = other.kind
+            ),
+            interface: name,
+        });
     }
-    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, &interface)?;
-    let old = match &found {
-        Found::Tcx(_) | Found::Clsact => Some(Maps::open(&name, &pins)?.in_force().plan),
+    Ok((found, hook))
+}
+
+/// What a load sets up.
+struct Decision {
+    config: Config,
+    smaller: Vec<(Level, u32)>,
+    chosen: Chosen,
+    gso_cap: Option<u32>,
+    before: Before,
+}
+
+/// What is to be set up: changes nothing.
+fn decide(interface: &Interface, pins: &Pins, request: &Request<'_>, found: &Found) -> Result<Decision, Error> {
+    let name = &interface.name;
+    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, interface)?;
+    let old = match found {
+        Found::Tcx(_) | Found::Clsact => Some(Maps::open(name, pins)?.in_force().plan),
         Found::Nothing | Found::Leftovers { .. } => None,
     };
     let before = match &old {
-        Some(old) if matches!(qdisc::owner(interface.index)?, Owner::Ours(_)) => before_load(old),
+        Some(old) if !matches!(qdisc::owner(interface.index)?, Owner::Foreign { .. }) => before_load(old),
         _ if chosen.queue == Queue::Keep => Before::Default,
         _ => qdisc::before(interface.index)?,
     };
@@ -402,6 +478,67 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
         .get_mut(..bytes.len())
         .ok_or_else(|| Error::LargeQueue(name.clone()))?
         .copy_from_slice(&bytes);
+    Ok(Decision { smaller: enforce::smaller(request.plan, &config), config, chosen, gso_cap, before })
+}
+
+/// What a load would do to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreseen {
+    /// Where it would attach the program: `"tcx"` or `"clsact"`.
+    pub hook: &'static str,
+    /// Whether it would replace a program.
+    pub replaces: bool,
+    /// What would hold packets back, and why that.
+    pub queue: Chosen,
+    /// The qdisc at the root that it would replace until the unload, with its handle.
+    pub displaces: Option<String>,
+    /// The most segments of a GSO packet, if it would lower that.
+    pub gso_cap: Option<u32>,
+    /// Whether it would first remove what an earlier load left behind.
+    pub removes_stale: bool,
+}
+
+/// What a load would do to an interface, found out without a change.
+///
+/// # Errors
+/// Those for which a load would refuse; its other conditions are [`check_suitable`], [`missing_capability`],
+/// [`super::has_bpffs`] and [`super::trial`].
+pub fn foresee(interface: &Interface, request: &Request<'_>) -> Result<Foreseen, Error> {
+    let pins = Pins::of(&interface.name);
+    let (found, hook) = locate(interface, &pins, request.hook)?;
+    let Decision { chosen, gso_cap, before, .. } = decide(interface, &pins, request, &found)?;
+    Ok(Foreseen {
+        hook: hook.attached(),
+        replaces: matches!(found, Found::Tcx(_) | Found::Clsact),
+        displaces: match before {
+            Before::Classless { kind, .. } if chosen.queue != Queue::Keep => Some(kind),
+            _ => None,
+        },
+        queue: chosen,
+        gso_cap,
+        removes_stale: matches!(found, Found::Leftovers { .. }),
+    })
+}
+
+/// Finds what is there, and loads the program into the kernel: nothing that traffic could notice.
+fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Result<Prepared, Error> {
+    let name = interface.name.clone();
+    let pins = Pins::of(&name);
+    let (found, hook) = locate(&interface, &pins, request.hook)?;
+    if matches!(found, Found::Leftovers { .. }) {
+        let record = Maps::open(&name, &pins).map(|maps| maps.in_force().plan);
+        let here = sys::network_namespace().map_err(Error::io(&name, "asking for the network namespace"))?;
+        if let Ok(record) = record
+            && (record.netns, record.ifindex) == (here, interface.index)
+        {
+            put_queue_back(interface.index, &record)?;
+            if record.created_clsact == 1 {
+                netlink::remove_unused_clsact(interface.index).map_err(Error::io(&name, "removing stale clsact"))?;
+            }
+        }
+        pins.remove().map_err(Error::io(&name, "removing stale pins"))?;
+    }
+    let decision = decide(&interface, &pins, request, &found)?;
     if matches!(found, Found::Nothing | Found::Leftovers { .. }) {
         let pins = pins.clone();
         undo.push(move || {
@@ -416,7 +553,7 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
         .map_err(Error::io(&name, "creating its directory in /sys/fs/bpf"))
         .and_then(|()| load_object(&pins));
     nix::sys::stat::umask(umask);
-    Ok(Prepared { interface, pins, object: object?, hook, found, config, chosen, gso_cap, before })
+    Ok(Prepared { interface, pins, object: object?, hook, found, decision })
 }
 
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
@@ -431,7 +568,7 @@ fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     Ok(object)
 }
 
-fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {
+pub(super) fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {
     object
         .program_mut(names::PROGRAM)
         .and_then(|program| program.try_into().ok())
@@ -505,15 +642,16 @@ fn earlier_name(interface: &Interface) -> Option<String> {
 }
 
 fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
-    let Prepared { interface, pins, mut object, hook, found, mut config, chosen, gso_cap, before } = prepared;
+    let Prepared { interface, pins, mut object, hook, found, decision } = prepared;
+    let Decision { mut config, smaller, chosen, gso_cap, before } = decision;
     let name = interface.name.clone();
     let mut maps = Maps::of(&mut object).map_err(Error::io(&name, "opening its maps"))?;
     let loaded = Loaded {
         interface: name.clone(),
-        hook: if hook == Hook::Clsact { "clsact" } else { "tcx" },
+        hook: hook.attached(),
         replaced: matches!(found, Found::Tcx(_) | Found::Clsact),
-        queue: chosen.queue,
-        why_kept: chosen.why_kept,
+        queue: chosen.clone(),
+        smaller,
         gso_cap,
         removed_stale: matches!(found, Found::Leftovers { .. }),
     };
@@ -602,7 +740,10 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
                 _ => {}
             }
             let mut done = Maps::open(&name, &pins)?;
-            let record = PlanRecord { gso_before: config.plan.gso_before, ..done.in_force().plan };
+            let mut record = PlanRecord { gso_before: config.plan.gso_before, ..done.in_force().plan };
+            if chosen.queue == Queue::Keep {
+                record.queue_before_len = 0;
+            }
             done.note(&record).map_err(Error::io(&name, "noting what was there"))?;
         }
     }
@@ -648,7 +789,7 @@ fn attach_clsact(object: &mut Ebpf, interface: &Interface, replace: bool) -> Res
 }
 
 /// Whether our filter is on the interface's clsact, and behind which program.
-pub(super) fn clsact_filter(ifindex: u32) -> io::Result<Option<netlink::EgressFilter>> {
+pub(crate) fn clsact_filter(ifindex: u32) -> io::Result<Option<netlink::EgressFilter>> {
     Ok(netlink::egress_filters(ifindex)?
         .into_iter()
         .find(|filter| filter.handle == u32::from(FILTER_HANDLE) && filter.priority == FILTER_PRIORITY))

@@ -12,15 +12,23 @@ pub mod netlink;
 mod pins;
 mod status;
 pub mod sys;
+mod trial;
 
+pub use enforce::{Chosen, loses_late_timers};
 pub use error::Error;
 pub(crate) use error::shorten;
-pub(crate) use load::require_capabilities;
-pub use load::{Hook, Loaded, Request, has, load, unload};
+pub use load::{
+    Capability, Foreseen, Hook, Loaded, Request, check_suitable, find_interfaces, foresee, has, load,
+    missing_capability, unload,
+};
+pub(crate) use load::{clsact_filter, require_capabilities};
 pub use maps::Maps;
-pub use pins::{BPFFS, Pins};
+pub use pins::{BPFFS, Pins, has_bpffs};
 pub(crate) use pins::{Lock, ensure_bpffs, require_visible};
 pub use status::{InterfaceStatus, LevelStatus, status};
+pub use trial::{Trial, trial};
+
+use qjump_ebpf::{Level, LevelLimit};
 
 /// The eBPF object, or empty if it was not there when qjump was built.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/qjump.o"));
@@ -32,4 +40,21 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub fn loaded_interfaces() -> Result<Vec<String>, Error> {
     pins::require_visible()?;
     Pins::interfaces().map_err(pins::unreadable)
+}
+
+/// Why a packet at this level would leave at level 0 on every interface that qjump is loaded on; `None` if one knows it.
+/// What cannot be read counts as one that might.
+pub fn ignored_everywhere(level: Level) -> Option<String> {
+    let names = loaded_interfaces().ok().filter(|_| level != Level::BEST_EFFORT)?;
+    if names.is_empty() {
+        return Some("qjump is loaded on no interface; `qjump load --help` says how".to_owned());
+    }
+    let knows = |name: &String| match Maps::open(name, &Pins::of(name)) {
+        Ok(maps) => maps.in_force().limits[level.index()] != LevelLimit::NOT_CONFIGURED,
+        Err(_) => true,
+    };
+    if names.iter().any(knows) {
+        return None;
+    }
+    Some(format!("the plan on {} has no level {level}; `qjump load` with such a level puts it there", names.join(", ")))
 }

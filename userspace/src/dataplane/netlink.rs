@@ -28,15 +28,27 @@ pub struct Interface {
     pub is_vlan: bool,
 }
 
-/// A cls_bpf filter on the egress of clsact.
+/// A filter on the egress of clsact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EgressFilter {
+    /// `TCA_KIND`: `"bpf"` for a program.
+    pub kind: String,
     /// Its place: lower ones run first.
     pub priority: u16,
+    /// The protocol that it is for, as in an Ethernet header.
+    pub protocol: u16,
     /// Its handle.
     pub handle: u32,
     /// The program, if the kernel says.
     pub program_id: Option<u32>,
+}
+
+impl EgressFilter {
+    /// Whether a program for all protocols may have the same place: the kernel keeps filters of one kind and protocol
+    /// together (`tcf_proto_lookup`, net/sched/cls_api.c).
+    pub fn shares_with_programs(&self) -> bool {
+        self.kind == "bpf" && self.protocol == libc::ETH_P_ALL as u16
+    }
 }
 
 const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
@@ -106,8 +118,14 @@ fn filters(ifindex: u32, side: u16) -> io::Result<Vec<EgressFilter>> {
                     }),
                     _ => None,
                 });
+                let kind = filter.attributes.iter().find_map(|attribute| match attribute {
+                    TcAttribute::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                });
                 Some(EgressFilter {
+                    kind: kind.unwrap_or_default(),
                     priority: (filter.header.info >> 16) as u16,
+                    protocol: u16::from_be(filter.header.info as u16),
                     handle: filter.header.handle.into(),
                     program_id,
                 })

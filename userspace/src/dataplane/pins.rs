@@ -138,17 +138,28 @@ pub fn require_visible() -> Result<(), Error> {
     if !mounted && runs_under_ip_netns_exec() { Err(Error::PrivateMounts { path: BPFFS }) } else { Ok(()) }
 }
 
+/// Whether the BPF file system is mounted; a load mounts it if it is not.
+///
+/// # Errors
+/// If there is no place for it, or this command has mounts of its own.
+pub fn has_bpffs() -> Result<bool, Error> {
+    require_visible()?;
+    let kind = statfs(BPFFS).map_err(|errno| not_mountable(errno.into()))?.filesystem_type();
+    Ok(kind == BPF_FS_MAGIC)
+}
+
 /// Mounts the BPF file system if it is not; whether it did.
 pub fn ensure_bpffs() -> Result<bool, Error> {
-    require_visible()?;
-    let failed = |source: io::Error| Error::Mount { path: BPFFS, source };
-    let kind = statfs(BPFFS).map_err(|errno| failed(errno.into()))?.filesystem_type();
-    if kind == BPF_FS_MAGIC {
+    if has_bpffs()? {
         return Ok(false);
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|errno| failed(errno.into()))?;
+        .map_err(|errno| not_mountable(errno.into()))?;
     Ok(true)
+}
+
+fn not_mountable(source: io::Error) -> Error {
+    Error::Mount { path: BPFFS, source }
 }
 
 /// `ip netns exec NAME` gives its command mounts of its own, with a fresh /sys whose source is NAME

@@ -8,11 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::result::{Figure, Run, Sample};
-use crate::{
-    dataplane::{self, Request},
-    table::Table,
-    units::{show_ns, show_rate},
-};
+use crate::dataplane::{self, Request};
 
 /// One of the two sides of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,31 +178,6 @@ pub fn run(ratios: &[Ratio], rounds: usize) -> Run {
     }
 }
 
-/// The ratios as a table for people.
-pub fn table(ratios: &[Ratio]) -> Table {
-    let mut table = Table::new(["figure", "off", "on", "on / off", "95 % interval", "rounds"]);
-    for ratio in ratios {
-        table.row([
-            ratio.name.clone(),
-            show(ratio.off, &ratio.unit),
-            show(ratio.on, &ratio.unit),
-            format!("{:.3}", ratio.ratio),
-            ratio.interval.map_or("-".to_owned(), |(low, high)| format!("{low:.3} to {high:.3}")),
-            ratio.rounds.to_string(),
-        ]);
-    }
-    table
-}
-
-fn show(value: f64, unit: &str) -> String {
-    match unit {
-        "ns" => show_ns(value),
-        "bit/s" => show_rate(value),
-        "1" => format!("{value}"),
-        _ => format!("{value:.1} {unit}"),
-    }
-}
-
 /// Loads and unloads qjump on interfaces, and at the end puts back what was there.
 pub struct Shim<'a> {
     request: Request<'a>,
@@ -366,8 +337,6 @@ mod tests {
         assert!((find("goodput").ratio - 0.9).abs() < 1e-9);
         assert!(find("udp: response max").ratio < 0.2);
         assert!(!ratios.iter().any(|ratio| ratio.name.contains("p99.9")), "too few samples");
-        let text = table(&ratios).to_string();
-        assert!(text.contains("900mbit") && text.contains("0.900 to 0.900"), "{text}");
         let figures = run(&ratios, 2).figures;
         assert!(figures.iter().any(|figure| figure.name == "goodput: low"));
         assert_eq!(compare(&[]), []);

@@ -9,6 +9,8 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
+use qjump_ebpf::Level;
+
 use super::{
     stamping::{self, Left, Stamp},
     wire::{self, Message},
@@ -221,6 +223,16 @@ impl AsFd for Endpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Writes a level's codepoint into all packets of a socket: for hosts whose limiter does not do that. Then the level
+/// must be set, because this changes it.
+pub(super) fn set_mark(socket: &impl AsFd, level: Level) -> io::Result<()> {
+    let byte = i32::from(level.dscp()) << 2;
+    // Of an IPv6 socket, IP_TOS counts for packets of IPv4.
+    let v4 = setsockopt(socket, sockopt::Ipv4Tos, &byte);
+    let v6 = setsockopt(socket, sockopt::Ipv6TClass, &byte);
+    Ok(v4.or(v6)?)
 }
 
 fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {

@@ -4,8 +4,10 @@
 //! does not get to leave out the waiting that it would have seen (coordinated omission), and its schedule
 //! is never moved.
 
+mod assertion;
 mod clock;
 pub mod compare;
+pub mod control;
 mod endpoint;
 mod ethtool;
 pub mod host;
@@ -19,7 +21,10 @@ mod realtime;
 mod recorder;
 mod responder;
 pub mod result;
+pub mod route;
 mod schedule;
+pub mod server;
+pub mod session;
 mod stalls;
 mod stamping;
 mod tcp;
@@ -27,8 +32,9 @@ pub(crate) mod threads;
 pub mod train;
 mod verdict;
 mod window;
-mod wire;
+pub mod wire;
 
+pub use assertion::{Assertion, AssertionError};
 pub use endpoint::Transport;
 pub use latencies::Latencies;
 pub use probe::{Probe, Progress, Report, flood};

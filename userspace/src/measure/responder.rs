@@ -4,7 +4,10 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::AsFd,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
 };
 
 use super::{
@@ -34,6 +37,8 @@ struct Leaving {
 /// Answers the probes of one train.
 pub struct Responder {
     token: u32,
+    /// Otherwise what comes is not even read.
+    answering: bool,
     endpoint: Endpoint,
     window: Window,
     counts: PeerCounts,
@@ -46,10 +51,11 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// For the train with this token.
-    pub fn new(token: u32, endpoint: Endpoint) -> Self {
+    /// For the train with this token; one that is not `answering` only takes up what is sent to it.
+    pub fn new(token: u32, endpoint: Endpoint, answering: bool) -> Self {
         Self {
             token,
+            answering,
             endpoint,
             window: Window::new(),
             counts: PeerCounts::default(),
@@ -61,6 +67,11 @@ impl Responder {
         }
     }
 
+    /// Answers a greeting that another socket got.
+    pub fn welcome(&mut self, hello: &Message) -> io::Result<()> {
+        self.message(hello, Stamp::default())
+    }
+
     /// What it counted, and the stamps that no answer has carried.
     pub fn finish(mut self) -> (PeerCounts, Vec<Left>) {
         // What is still missing now was dropped.
@@ -70,7 +81,7 @@ impl Responder {
 
     /// Answers the next probe, if there is one. Whether there was anything.
     fn turn(&mut self) -> io::Result<bool> {
-        if self.closed || (self.endpoint.is_blocked() && self.endpoint.flush()? == Sent::Full) {
+        if self.closed || !self.answering || (self.endpoint.is_blocked() && self.endpoint.flush()? == Sent::Full) {
             return Ok(false);
         }
         match self.endpoint.receive()? {
@@ -161,13 +172,15 @@ const CROWD: u32 = 16;
 /// How often a sleeping server looks whether it is to end.
 const LOOK_NS: u64 = 50_000_000;
 
-/// Answers until `stop`. After each probe it watches its sockets for `spin_ns` before it sleeps. Pinned to `cpu`, with
-/// real-time priority if that is allowed, unless there is none.
+/// Answers until `stop`, for those in `responders` and those who join them; each comes with the number of its train.
+/// After each probe the thread watches its sockets for `spin_ns` before it sleeps. It is pinned to `cpu`, with real-time
+/// priority if that is allowed, unless there is none.
 ///
 /// # Errors
 /// If a socket fails.
 pub fn respond(
-    responders: &mut [Responder],
+    responders: &mut Vec<(usize, Responder)>,
+    joining: Option<&mut mpsc::Receiver<(usize, Responder)>>,
     cpu: Option<usize>,
     spin_ns: u64,
     stop: &AtomicBool,
@@ -176,12 +189,12 @@ pub fn respond(
     let mut busy_until = 0;
     while !stop.load(Relaxed) {
         let mut busy = false;
-        for responder in &mut *responders {
+        for (_, responder) in responders.iter_mut() {
             busy |= responder.turn()?;
         }
         // In a row of probes the stamps must not fill the socket's buffer.
         let most = if busy { CROWD } else { 0 };
-        for responder in responders.iter_mut().filter(|responder| responder.unfetched > most) {
+        for (_, responder) in responders.iter_mut().filter(|(_, responder)| responder.unfetched > most) {
             responder.fetch_stamps()?;
         }
         if busy {
@@ -192,10 +205,12 @@ pub fn respond(
             std::hint::spin_loop();
             continue;
         }
-        let open = responders.iter().filter(|responder| !responder.closed);
-        sleep(open.map(|responder| (responder.endpoint.as_fd(), responder.endpoint.is_blocked())), LOOK_NS)?;
+        responders.extend(joining.iter().flat_map(|joining| joining.try_iter()));
+        let read = responders.iter().map(|(_, responder)| responder);
+        let read = read.filter(|responder| responder.answering && !responder.closed);
+        sleep(read.map(|responder| (responder.endpoint.as_fd(), responder.endpoint.is_blocked())), LOOK_NS)?;
         // A report of a packet that left ends the sleep, too.
-        responders.iter_mut().for_each(|responder| responder.unfetched += 1);
+        responders.iter_mut().for_each(|(_, responder)| responder.unfetched += 1);
     }
     Ok(priority)
 }

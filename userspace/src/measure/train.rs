@@ -16,14 +16,15 @@ use thiserror::Error;
 use super::{
     Latencies, Priority, Transport,
     clock::{Moment, SPIN_NS},
+    control::TrainReport,
     endpoint::{Endpoint, Received, Sent, sleep},
     pin_and_prioritise,
-    recorder::{Bounds, Clocks, MOST_OUTSTANDING, PeerCounts, Recorder, Settings},
+    recorder::{Bounds, Clocks, MOST_OUTSTANDING, Recorder, Settings},
     responder::{Responder, respond},
     result::{Interval, Stream},
     schedule::{Arrivals, Schedule},
     verdict,
-    wire::{self, Kind, Left, Message},
+    wire::{self, Kind, Message},
 };
 use crate::{
     dataplane::sys::monotonic_ns,
@@ -157,15 +158,6 @@ pub struct Watch<'a> {
     pub tick: &'a mut dyn FnMut(&Tick),
 }
 
-/// What the other side tells when a train is over.
-#[derive(Clone, Debug, Default)]
-pub struct PeerReport {
-    /// What it counted.
-    pub counts: PeerCounts,
-    /// Stamps of answers that no other answer has carried.
-    pub left: Vec<Left>,
-}
-
 /// Trains that have been driven to their end.
 pub struct Driven {
     recorders: Vec<Recorder>,
@@ -180,7 +172,7 @@ pub struct Driven {
 
 impl Driven {
     /// The streams of all trains, and what a reader must know. `peers` are the other side's reports, as far as there are any.
-    pub fn finish(self, mut peers: Vec<Option<PeerReport>>) -> (Vec<Stream>, Vec<String>) {
+    pub fn finish(self, mut peers: Vec<Option<TrainReport>>) -> (Vec<Stream>, Vec<String>) {
         let (mut streams, mut notes) = (Vec::new(), Vec::new());
         peers.resize(self.recorders.len(), None);
         let trains = self.recorders.into_iter().zip(self.series).zip(self.planned).zip(peers);
@@ -586,22 +578,23 @@ pub fn run(
             set_level(socket, train.level).map_err(io::Error::other)?;
         }
         endpoints.push(Endpoint::udp(asking, train.payload)?);
-        responders.push(Responder::new(token, Endpoint::udp(answering, train.payload)?));
+        let answering = Endpoint::udp(answering, train.payload)?;
+        responders.push((responders.len(), Responder::new(token, answering, true)));
         tokens.push(token);
     }
     let stop = AtomicBool::new(false);
     let driven = std::thread::scope(|scope| {
         let (responders, stop, spin_ns) = (&mut responders, &stop, spec.spin_ns);
-        let answering = scope.spawn(move || respond(responders, answering_cpu, spin_ns, stop));
+        let answering = scope.spawn(move || respond(responders, None, answering_cpu, spin_ns, stop));
         let driven = drive(&spec, endpoints, &tokens, watch);
         stop.store(true, Relaxed);
         answering.join().expect("the answering thread does not panic")?;
         driven
     })?;
     let duration_ns = driven.duration_ns;
-    let reports = responders.into_iter().map(|responder| {
+    let reports = responders.into_iter().map(|(_, responder)| {
         let (counts, left) = responder.finish();
-        Some(PeerReport { counts, left })
+        Some(TrainReport { counts, left, limiter_dropped: None })
     });
     let (streams, notes) = driven.finish(reports.collect());
     Ok(Measured { streams, notes, duration_ns })

@@ -47,7 +47,7 @@ impl Kind {
 }
 
 /// When an answer left: ns from its application's sending.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Left {
     /// The answer's sequence number.
     pub sequence: u32,

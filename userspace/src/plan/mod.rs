@@ -222,6 +222,8 @@ pub enum PlanError {
         show_rate(*rate_bps), show_rate(*link_bps)
     )]
     AboveLink { level: Level, factor: f64, rate_bps: f64, link_bps: f64, largest: f64 },
+    #[error("level {level}: its rate of {rate} is more than the link's {}; give it a lower one", show_rate(*link_bps))]
+    RateAboveLink { level: Level, rate: Rate, link_bps: f64 },
     #[error(
         "the levels together allow a host {} on a link of {}: the lower ones could not have what they are promised; \
          lower a factor",
@@ -230,7 +232,7 @@ pub enum PlanError {
     SumAboveLink { sum_bps: f64, link_bps: f64 },
     #[error(
         "level {level} cannot have a bound: what may be sent above it is {sum} = {} of a link of {}; lower a factor \
-         above it, or give it a factor above 1, which promises less",
+         or a rate above it, or give it a factor above 1, which promises less",
         show_rate(*sum_bps), show_rate(*link_bps)
     )]
     Unstable { level: Level, sum: String, sum_bps: f64, link_bps: f64 },
@@ -540,7 +542,11 @@ impl Network {
             return Err(PlanError::Overflow { epoch_ns });
         }
         if rate_bps > self.link_bps() {
-            let (link_bps, largest) = (self.link_bps(), factor * self.link_bps() / rate_bps);
+            let link_bps = self.link_bps();
+            if let Demand::Rate(rate) = spec.demand {
+                return Err(PlanError::RateAboveLink { level, rate, link_bps });
+            }
+            let largest = factor * link_bps / rate_bps;
             return Err(PlanError::AboveLink { level, factor, rate_bps, link_bps, largest });
         }
         plan.epoch_ns = Some(epoch_ns);
@@ -651,6 +657,12 @@ impl Plan {
     /// The plan of one level.
     pub fn level(&self, level: Level) -> Option<&LevelPlan> {
         self.levels.iter().find(|plan| plan.spec.level == level)
+    }
+
+    /// The largest packet that somebody has given for a limited level, L2 bytes: what an interface must be able to send.
+    pub fn largest_given_packet(&self) -> u32 {
+        let limited = self.levels.iter().filter(|level| level.epoch_ns.is_some());
+        limited.map(|level| level.spec.max_packet.unwrap_or(self.network.max_packet)).max().unwrap_or(0)
     }
 
     /// What the programs need of this plan. Generation and time are for the loader to fill in.
@@ -966,7 +978,7 @@ mod tests {
         assert_eq!(
             network.plan().unwrap_err().to_string(),
             "level 6 cannot have a bound: what may be sent above it is level 7: 12 hosts x 833.333mbit = 10gbit of a \
-             link of 10gbit; lower a factor above it, or give it a factor above 1, which promises less"
+             link of 10gbit; lower a factor or a rate above it, or give it a factor above 1, which promises less"
         );
         network.levels[1].demand = Demand::Unlimited;
         assert_eq!(
@@ -1048,6 +1060,21 @@ mod tests {
             }),
             PlanError::Tolerance { .. }
         ));
+    }
+
+    #[test]
+    fn the_text_says_what_each_sender_has_on_the_wire() {
+        let mut burst = network(4, 256, "1gbit", &[(7, 1.0)]);
+        (burst.wire_overhead, burst.model) = (24, Model::Strict);
+        let text = |network: &Network| network.plan().unwrap().to_string();
+        assert!(text(&burst).contains("4 hosts x 2.24us = 8.96us (280 B on the wire each, 1gbit)"), "{}", text(&burst));
+        burst.levels[0].burst = Some(30_000);
+        // The burst, and a packet that comes while it is on its way.
+        assert!(
+            text(&burst).contains("4 hosts x 242.24us = 968.96us (30280 B on the wire each, 1gbit)"),
+            "{}",
+            text(&burst)
+        );
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Display for Plan {
                 level.spec.level,
                 show_ns(level.bound_ns.unwrap_or_default()),
                 own(level, terms),
-                wire(&self.network, level),
+                wire(&self.network, level, terms),
                 self.network.link_rate,
                 show_ns(terms.fixed.total_ns())
             )?;
@@ -175,8 +175,10 @@ impl Display for Plan {
     }
 }
 
-fn wire(network: &Network, level: &LevelPlan) -> u32 {
-    network.packet_on_wire(&level.spec) as u32
+/// What each sender puts on the wire within the bound of a level, bytes: a packet, or a burst and what follows it.
+fn wire(network: &Network, level: &LevelPlan, terms: &Terms) -> f64 {
+    let senders = f64::from(level.max_senders.unwrap_or_default().max(1));
+    (terms.own_ns / senders * network.link_rate.bps() as f64 / 8e9).round()
 }
 
 fn own(level: &LevelPlan, terms: &Terms) -> String {

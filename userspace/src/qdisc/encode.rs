@@ -386,7 +386,7 @@ pub(super) fn attributes(all: &[DefaultNla]) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     let found = NlasIterator::new(bytes).map_while(Result::ok).find(|nla| nla.kind() == kind)?;
     let end = usize::from(found.length());
     Some(&found.into_inner()[NLA_HEADER_SIZE..end])

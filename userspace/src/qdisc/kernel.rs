@@ -147,6 +147,14 @@ pub fn observe(ifindex: u32) -> io::Result<Observed> {
     Ok(Observed { root: Some(root), leaves, classes, has_filters })
 }
 
+/// See [`super::root_kind`].
+pub fn root_kind(ifindex: u32) -> io::Result<String> {
+    let qdiscs = dump(libc::RTM_GETQDISC, ifindex, 0)?;
+    let root = qdiscs.iter().map(Entry::new).find(|qdisc| qdisc.parent == ABOVE_ROOT);
+    // A device that is down has none yet.
+    Ok(root.map_or("none".to_owned(), |root| root.kind))
+}
+
 /// Puts a qdisc in its place. `mode` is [`ADD`] or [`REPLACE`].
 pub fn set_qdisc(ifindex: u32, qdisc: &Qdisc, mode: u16) -> io::Result<()> {
     let message = Message::new(libc::RTM_NEWQDISC, ifindex, qdisc.parent, qdisc.handle);

@@ -44,6 +44,7 @@ use tree::{ABOVE_ROOT, Change, Difference, Handle};
 
 pub use error::Error;
 pub use scratch::Available;
+pub(crate) use scratch::scratch;
 pub use tree::{Class, LINK_BURST_NS, Qdisc, ROOT, Tree, tree};
 
 /// What queues the packets of an interface.
@@ -182,6 +183,14 @@ pub fn owner(ifindex: u32) -> Result<Owner, Error> {
             },
         },
     })
+}
+
+/// The kind of qdisc at the root, the kernel's default too.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn root_kind(ifindex: u32) -> Result<String, Error> {
+    kernel::root_kind(ifindex).map_err(Error::io(ifindex, "listing its queues"))
 }
 
 /// What is to be put back when our queue goes. If ours is there already, that is the kernel's default: what was

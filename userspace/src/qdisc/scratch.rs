@@ -15,7 +15,7 @@ const LOOPBACK: u32 = 1;
 
 /// Runs `work` in a thread of its own with a namespace of its own, in which it may do anything to the interface
 /// that it is given. The namespace goes away with the thread.
-fn scratch<T: Send>(work: impl FnOnce(u32) -> io::Result<T> + Send) -> io::Result<T> {
+pub(crate) fn scratch<T: Send>(work: impl FnOnce(u32) -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         scope
             .spawn(|| {

@@ -106,18 +106,26 @@ impl Host {
     /// Finds the cgroups that rules are about as a whole.
     ///
     /// # Errors
-    /// If one is not there.
-    pub fn places(&self, rules: &Rules) -> Result<Vec<Place>, AssignError> {
-        let find = |(rule, place, level): (usize, &CgroupSelector, Level)| {
-            let cgroup = self.hierarchy().ok_or(Error::NoCgroup2).and_then(|hierarchy| match place {
+    /// If there are no cgroups at all.
+    pub fn places(&self, rules: &Rules) -> Result<Places, AssignError> {
+        let mut places = Places::default();
+        for (rule, place, level) in needs_tag(rules) {
+            let Some(hierarchy) = self.hierarchy() else {
+                return Err(Hierarchy::find().err().unwrap_or(Error::NoCgroup2).into());
+            };
+            let cgroup = match place {
                 CgroupSelector::Path(path) => hierarchy.at(path),
                 CgroupSelector::Unit(name) => hierarchy.unit(name),
-            });
-            let cgroup = cgroup.map_err(|source| AssignError::Place { rule, source })?;
-            let before = self.grants().and_then(|grants| grants.get(cgroup.id));
-            Ok(Place { rule, cgroup, level, before })
-        };
-        needs_tag(rules).into_iter().map(find).collect()
+            };
+            match cgroup {
+                Ok(cgroup) => {
+                    let before = self.grants().and_then(|grants| grants.get(cgroup.id));
+                    places.found.push(Place { rule, cgroup, level, before });
+                }
+                Err(why) => places.missing.push((rule, why)),
+            }
+        }
+        Ok(places)
     }
 
     /// Tags the cgroups that are not as their rules say, except for those that a person has tagged. Returns how many of their
@@ -143,6 +151,15 @@ impl Host {
         }
         Ok(unreachable)
     }
+}
+
+/// The cgroups that rules are about as a whole.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Those that are there.
+    pub found: Vec<Place>,
+    /// The rules, from 0, whose cgroup is not there, and why. They do not stop the others.
+    pub missing: Vec<(usize, Error)>,
 }
 
 /// A cgroup that a rule is about as a whole.

@@ -11,6 +11,7 @@ use std::{
 use qjump_ebpf::grant::MAX_DEPTH;
 
 use super::Error;
+use crate::dataplane::require_visible;
 
 /// The cgroup2 hierarchy as this process sees it, alone (unified) or beside those of version 1 (hybrid).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +40,8 @@ impl Hierarchy {
     /// If it is not.
     pub fn find() -> Result<Self, Error> {
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self::parse(&text).ok_or(Error::NoCgroup2)
+        // Under `ip netns exec` there are others than the host's, and the advice is another.
+        Self::parse(&text).ok_or_else(|| require_visible().map_or_else(Error::from, |()| Error::NoCgroup2))
     }
 
     /// The mount that shows the most, out of /proc/self/mountinfo (Documentation/filesystems/proc.rst, 3.5).

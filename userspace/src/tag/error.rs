@@ -24,6 +24,8 @@ pub enum Error {
     OutsideNamespace { process: String, path: String },
     #[error("there is no process {0}; `ps -p {0}` would show it")]
     NoProcess(u32),
+    #[error("process {0} is a thread of the kernel, which sends for no program; `ps -p {0}` shows it in brackets")]
+    KernelThread(u32),
     #[error("{} is no cgroup of version 2; give a path below {}, as in /proc/PID/cgroup or in full", path.display(), mount.display())]
     NotCgroup { path: PathBuf, mount: PathBuf },
     #[error(

@@ -222,6 +222,13 @@ impl Programs {
     }
 }
 
+/// The programs for cgroups that the kernel refuses, and why. They are attached to nothing.
+pub fn refused_programs(object: Ebpf) -> Vec<(&'static str, String)> {
+    let mut programs = Programs { object };
+    let refusal = |(name, _): &Hook| Some((*name, shorten(programs.program(name).err()?.as_ref())));
+    PROGRAMS.iter().chain(&BUFFER_PROGRAMS).filter_map(refusal).collect()
+}
+
 /// The shared maps.
 pub struct Grants {
     grants: HashMap<MapData, u64, Grant>,

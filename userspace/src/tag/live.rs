@@ -160,14 +160,7 @@ impl Walk {
         mut each: impl FnMut(BorrowedFd<'_>, &LiveSocket) -> io::Result<()>,
     ) -> Result<Count, LiveError> {
         // First the handle, then the names: should the number be another process's by then, the handle knows.
-        let process = pidfd_open(pid).map_err(|error| match error.raw_os_error() {
-            // For a thread that leads no process, kernels differ (6.18 says ENOENT, before it was EINVAL).
-            Some(libc::EINVAL | libc::ENOENT) if Path::new(&format!("/proc/{pid}")).exists() => {
-                LiveError::Thread { pid }
-            }
-            Some(libc::ESRCH | libc::EINVAL) => LiveError::NoProcess { pid },
-            _ => LiveError::Process { pid, action: "take hold", source: error },
-        })?;
+        let process = hold(pid)?;
         let mut count = Count::default();
         let descriptors = match socket_descriptors(pid) {
             Ok(descriptors) => descriptors,
@@ -238,6 +231,34 @@ pub fn each_socket(
     each: impl FnMut(BorrowedFd<'_>, &LiveSocket) -> io::Result<()>,
 ) -> Result<Count, LiveError> {
     Walk::default().process(pid, each)
+}
+
+/// Calls back with a duplicate of each socket of a process, of whatever family, whose inode is wanted. Sockets that are
+/// closed meanwhile are left out.
+///
+/// # Errors
+/// If the process does not exist, or cannot be looked into.
+pub fn each_duplicate(
+    pid: u32,
+    wanted: impl Fn(u64) -> bool,
+    mut each: impl FnMut(BorrowedFd<'_>, u64),
+) -> Result<(), LiveError> {
+    let process = hold(pid)?;
+    let refused = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => LiveError::Permission { pid },
+        _ => LiveError::NoProcess { pid },
+    };
+    for (fd, inode) in socket_descriptors(pid).map_err(refused)? {
+        if !wanted(inode) {
+            continue;
+        }
+        match pidfd_getfd(process.as_fd(), fd) {
+            Ok(socket) => each(socket.as_fd(), inode),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Err(LiveError::Permission { pid }),
+            Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// The processes of a cgroup and of all below it, as far as they are in this PID namespace.
@@ -379,13 +400,27 @@ fn unmapped(address: SocketAddrV6) -> SocketAddr {
 
 /// An option of `SOL_SOCKET` that is an int.
 fn option(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut length = size_of_val(&value) as libc::socklen_t;
+    option_of(socket, libc::SOL_SOCKET, name).map(libc::c_int::from_ne_bytes)
+}
+
+/// An option of so many bytes.
+pub fn option_of<const N: usize>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<[u8; N]> {
+    let mut value = [0; N];
+    let mut length = N as libc::socklen_t;
     // SAFETY: `value` is as long as `length` says, and both outlive the call.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length)
-    };
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length) };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A handle of a process.
+fn hold(pid: u32) -> Result<OwnedFd, LiveError> {
+    pidfd_open(pid).map_err(|error| match error.raw_os_error() {
+        // For a thread that leads no process, kernels differ (6.18 says ENOENT, before it was EINVAL).
+        Some(libc::EINVAL | libc::ENOENT) if Path::new(&format!("/proc/{pid}")).exists() => LiveError::Thread { pid },
+        Some(libc::ESRCH | libc::EINVAL) => LiveError::NoProcess { pid },
+        _ => LiveError::Process { pid, action: "take hold", source: error },
+    })
 }
 
 fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {

@@ -153,6 +153,9 @@ impl Session {
 
     fn tag_process(&mut self, pid: u32, request: &Request) -> Result<Changed, Error> {
         let origin = self.hierarchy.of_process(Some(pid))?;
+        if process::is_kernel_thread(pid) {
+            return Err(Error::KernelThread(pid));
+        }
         if self.grants.get(origin.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0) {
             return self.tag_cgroup(origin, request, 0);
         }

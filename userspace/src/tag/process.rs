@@ -62,6 +62,16 @@ impl Process {
     }
 }
 
+/// Whether it is a thread of the kernel, which no user's program runs in.
+pub fn is_kernel_thread(pid: u32) -> bool {
+    /// `PF_KTHREAD` (include/linux/sched.h).
+    const KERNEL_THREAD: u64 = 0x0020_0000;
+    // pid (name) state ppid pgrp session tty tpgid flags; the name may have anything in it.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & KERNEL_THREAD != 0)
+}
+
 /// The path without the remark that it was removed since, as a program is by each upgrade.
 fn existing(path: &Path) -> PathBuf {
     path.to_str().and_then(|text| text.strip_suffix(" (deleted)")).map_or_else(|| path.to_owned(), PathBuf::from)
@@ -79,6 +89,7 @@ mod tests {
         assert_eq!(process.exe, std::env::current_exe().ok());
         assert!(Process::all().unwrap().contains(&pid));
         assert!(Process::read(0).is_err());
+        assert!(!is_kernel_thread(pid) && !is_kernel_thread(0));
     }
 
     #[test]

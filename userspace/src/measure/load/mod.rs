@@ -28,6 +28,8 @@ use super::{
 };
 use crate::{socket::Level, units::Rate};
 
+/// Where sinks listen unless told otherwise, TCP and UDP.
+pub const PORT: u16 = 7701;
 /// The longest load.
 pub const MAX_DURATION: Duration = Duration::from_secs(3_600);
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::socket::{
     setsockopt,
     sockopt::{Linger, UdpGsoSegment},
@@ -54,17 +54,19 @@ struct Control {
 
 impl Control {
     fn open(load: &Load, number: u64) -> Result<Self> {
-        let missing = || {
-            let port = load.to.port();
-            format!("is `qjump measure sink --port {port}` running there? For another program, give --blind")
+        let missing = |error: anyhow::Error| {
+            anyhow!(
+                "{error:#}; is `qjump measure sink` running there, at port {}? For another program, or none, give --blind",
+                load.to.port()
+            )
         };
-        let mut stream = Options::default().connect(load.to, CONNECT_TIMEOUT).with_context(missing)?;
+        let mut stream = Options::default().connect(load.to, CONNECT_TIMEOUT).map_err(missing)?;
         stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
         stream.write_all(&Header { load: number, flow: CONTROL, number: 0 }.to_bytes())?;
         let mut control = Self { from: BufReader::new(stream) };
         let hello = Hello { version: VERSION, transport: load.transport, flows: load.flows, window: load.window() };
         control.say(&hello)?;
-        match control.hear().with_context(missing)? {
+        match control.hear().map_err(missing)? {
             Reply::Ready => Ok(control),
             Reply::Refused(why) => bail!("the sink at {} refuses: {why}", load.to),
             other => bail!("the sink at {} said {other:?} at the beginning", load.to),

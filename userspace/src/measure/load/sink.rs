@@ -464,11 +464,11 @@ mod tests {
                 stream.write_all(b"220 mail.example.net ESMTP\r\n").unwrap();
             });
             let error = format!("{:#}", short(to).run(&Progress::default()).unwrap_err());
-            assert!(error.contains("qjump measure sink --port") && error.contains("language"), "{error}");
+            assert!(error.contains("is `qjump measure sink` running") && error.contains("language"), "{error}");
         });
         drop(listener);
         let error = format!("{:#}", short(to).run(&Progress::default()).unwrap_err());
-        assert!(error.contains("qjump measure sink --port") && error.contains("refused"), "{error}");
+        assert!(error.contains("is `qjump measure sink` running") && error.contains("refused"), "{error}");
     }
 
     #[test]

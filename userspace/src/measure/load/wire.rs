@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, Read, Write};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::count::{Received, Window};
@@ -105,7 +105,9 @@ pub fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
     from.take(MAX_LINE).read_until(b'\n', &mut line)?;
     match line.last() {
         None => Ok(None),
-        Some(b'\n') => serde_json::from_slice(&line).map(Some).context("it does not speak the language of a sink"),
+        Some(b'\n') => {
+            serde_json::from_slice(&line).map(Some).map_err(|_| anyhow!("it does not speak the language of a sink"))
+        }
         Some(_) => bail!("it stopped in the middle of a message"),
     }
 }

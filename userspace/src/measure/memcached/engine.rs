@@ -128,7 +128,7 @@ impl<'a> Engine<'a> {
             ahead_ns: SPIN_NS.min((1e9 / shared.client.rate) as u64 * threads as u64 / 4),
             stopped: false,
             made: 0,
-            tally: Tally::new(warm_up.as_nanos() as u64),
+            tally: Tally::new(warm_up.as_nanos() as u64..end_ns),
             running: Running::new(),
         })
     }

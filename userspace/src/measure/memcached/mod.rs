@@ -15,7 +15,8 @@ mod workload;
 
 use std::{
     net::SocketAddr,
-    sync::{Barrier, Mutex, PoisonError},
+    sync::{Barrier, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    thread::ScopedJoinHandle,
     time::Duration,
 };
 
@@ -33,19 +34,23 @@ use self::{
 };
 use super::{
     Priority, pin_and_prioritise,
-    result::{Figure, Run, Sample, Stream},
+    result::{Figure, Interval, Run, Sample, Stream},
     schedule::{Arrivals, Schedule},
     threads::pin,
     verdict,
 };
 use crate::{dataplane::sys::monotonic_ns, socket::Level};
 
+/// Where memcached listens unless told otherwise.
+pub const PORT: u16 = 11_211;
 /// The longest measurement.
 pub const MAX_DURATION: Duration = Duration::from_secs(86_400);
 /// The most connections.
 pub const MAX_CONNECTIONS: usize = 4_096;
 /// All threads are ready before the first request is due.
 const LEAD_NS: u64 = 20_000_000;
+/// How often it is looked whether a second is over.
+const GLANCE: Duration = Duration::from_millis(50);
 /// Even the first request finds its connection made.
 const LEAST_WARM_UP: Duration = Duration::from_millis(100);
 
@@ -158,11 +163,11 @@ impl Client {
         Schedule::new(arrivals, offset as u64, self.seed.wrapping_add(index as u64).rotate_left(17))
     }
 
-    /// Measures, from the network namespace of the calling thread.
+    /// Measures, from the network namespace of the calling thread, which tells `on_second` of each second that is over.
     ///
     /// # Errors
     /// If it cannot begin: the server is absent or no memcached, or has no room. What goes wrong later is counted.
-    pub fn run(&self, progress: &Progress) -> Result<Outcome> {
+    pub fn run(&self, progress: &Progress, on_second: &mut dyn FnMut(&Interval)) -> Result<Outcome> {
         self.check().map_err(anyhow::Error::msg)?;
         let content = Content::new(self.workload.clone());
         let mut setup = Setup::connect(self.to)?;
@@ -185,18 +190,25 @@ impl Client {
         let results: Vec<(Priority, Result<Tally>)> = std::thread::scope(|scope| {
             let run = &run;
             let threads: Vec<_> = (0..self.threads).map(|index| scope.spawn(move || run(index))).collect();
+            let mut told = 0;
+            while !threads.iter().all(ScopedJoinHandle::is_finished) {
+                std::thread::sleep(GLANCE);
+                let closed = series.lock().unwrap_or_else(PoisonError::into_inner).closed(told);
+                told += closed.len();
+                closed.iter().for_each(&mut *on_second);
+            }
             threads.into_iter().map(|thread| thread.join().expect("a thread does not panic")).collect()
         });
         let ended_ns = monotonic_ns().saturating_sub(shared.start_ns);
 
         let warm_up_ns = self.warm_up.as_nanos() as u64;
-        let mut tally = Tally::new(warm_up_ns);
+        let mut tally = Tally::new(warm_up_ns..u64::MAX);
         let mut real_time = true;
         for (priority, result) in results {
             real_time &= priority == Priority::RealTime;
             tally.add(result?);
         }
-        let stopped = progress.stop.load(std::sync::atomic::Ordering::Relaxed);
+        let stopped = progress.stop.load(Relaxed);
         Ok(Outcome {
             client: self.clone(),
             server,
@@ -213,7 +225,9 @@ impl Client {
         match (cpu, self.real_time) {
             (Some(cpu), true) => pin_and_prioritise(cpu),
             (cpu, _) => {
-                cpu.map(pin);
+                if let Some(cpu) = cpu {
+                    pin(cpu);
+                }
                 super::threads::precise_timers();
                 Priority::Ordinary
             }
@@ -229,7 +243,7 @@ pub struct Outcome {
     pub server: String,
     duration_ns: u64,
     tally: Tally,
-    series: Vec<super::result::Interval>,
+    series: Vec<Interval>,
     real_time: bool,
     /// Whether somebody ended it before its time.
     pub stopped: bool,
@@ -282,13 +296,13 @@ impl Outcome {
     }
 
     fn figures(&self) -> Vec<Figure> {
-        let Tally { counts, gets, misses, sets, server_errors, value_bytes, unsent, broken, reconnected, .. } =
+        let Tally { in_time, gets, misses, sets, server_errors, value_bytes, unsent, broken, reconnected, .. } =
             self.tally;
         let figure = |name: &str, value: f64, unit: &str| Figure { name: name.into(), value, unit: unit.into() };
         let mut figures = Vec::new();
         if self.duration_ns > 0 {
             let seconds = self.duration_ns as f64 / 1e9;
-            figures.push(figure("requests answered", counts.received as f64 / seconds, "1/s"));
+            figures.push(figure("requests answered", in_time as f64 / seconds, "1/s"));
             figures.push(figure("values moved", value_bytes as f64 * 8.0 / seconds, "bit/s"));
         }
         figures.extend(

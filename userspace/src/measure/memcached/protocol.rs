@@ -54,8 +54,9 @@ pub fn set(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 /// If it is none, or of another key: answers come in the order of the requests.
 pub fn answer_to_get<'a>(bytes: &'a [u8], key: &[u8]) -> Result<Option<(Answer<'a>, usize)>, Broken> {
     const END: &[u8] = b"END\r\n";
-    let Some((line, rest)) = line(bytes)? else { return Ok(None) };
-    let head = bytes.len() - rest.len();
+    let Some(line) = line(bytes)? else { return Ok(None) };
+    let head = line.len() + 2;
+    let rest = &bytes[head..];
     if line == b"END" {
         return Ok(Some((Answer::Miss, head)));
     }
@@ -78,16 +79,16 @@ pub fn answer_to_get<'a>(bytes: &'a [u8], key: &[u8]) -> Result<Option<(Answer<'
 /// # Errors
 /// If it is none.
 pub fn answer_to_set(bytes: &[u8]) -> Result<Option<(Answer<'_>, usize)>, Broken> {
-    let Some((line, rest)) = line(bytes)? else { return Ok(None) };
+    let Some(line) = line(bytes)? else { return Ok(None) };
     let answer = if line == b"STORED" { Answer::Stored } else { server_error(line).ok_or_else(|| unexpected(line))? };
-    Ok(Some((answer, bytes.len() - rest.len())))
+    Ok(Some((answer, line.len() + 2)))
 }
 
-/// The first line, without its end, and what comes after.
-fn line(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, Broken> {
+/// The first line, without its end of two bytes.
+fn line(bytes: &[u8]) -> Result<Option<&[u8]>, Broken> {
     let seen = &bytes[..bytes.len().min(MAX_LINE)];
     match seen.windows(2).position(|pair| pair == b"\r\n") {
-        Some(end) => Ok(Some((&bytes[..end], &bytes[end + 2..]))),
+        Some(end) => Ok(Some(&bytes[..end])),
         None if seen.len() < MAX_LINE => Ok(None),
         None => Err(Broken::TooLong(MAX_LINE)),
     }

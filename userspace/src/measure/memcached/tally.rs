@@ -1,6 +1,6 @@
 //! What became of requests: pure, with time as an argument.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
 use crate::measure::{
     Latencies,
@@ -64,7 +64,9 @@ pub struct Tally {
     pub sets: u64,
     /// Answers that said SERVER_ERROR.
     pub server_errors: u64,
-    /// Bytes of values, both ways.
+    /// Answers that came in the measured time, whenever they were due.
+    pub in_time: u64,
+    /// Bytes of their values, both ways.
     pub value_bytes: u64,
     /// Requests that were due and were never sent, because no connection had room.
     pub unsent: u64,
@@ -76,15 +78,15 @@ pub struct Tally {
     pub last_trouble: Option<String>,
     /// The largest samples.
     pub worst: Vec<Worst>,
-    /// When the warm-up ended, ns since the start.
-    counted_ns: u64,
+    /// The measured time, ns since the start.
+    measured: Range<u64>,
 }
 
 impl Tally {
-    /// Nothing yet. The warm-up ends so many ns after the start.
-    pub fn new(counted_ns: u64) -> Self {
+    /// Nothing yet. What is measured, ns since the start, begins after the warm-up.
+    pub fn new(measured: Range<u64>) -> Self {
         Self {
-            counted_ns,
+            measured,
             response: Latencies::new(None),
             service: Latencies::new(None),
             lateness: Latencies::new(None),
@@ -93,6 +95,7 @@ impl Tally {
             misses: 0,
             sets: 0,
             server_errors: 0,
+            in_time: 0,
             value_bytes: 0,
             unsent: 0,
             broken: 0,
@@ -112,27 +115,36 @@ impl Tally {
 
     /// Its answer came: the response time, ns, if it is a sample.
     pub fn answered(&mut self, owed: &Owed, at_ns: u64, verdict: Verdict) -> Option<u64> {
+        let bytes = match verdict {
+            Verdict::Hit(bytes) | Verdict::Stored(bytes) => bytes,
+            Verdict::Miss | Verdict::Corrupted | Verdict::ServerError => 0,
+        };
+        if self.measured.contains(&at_ns) {
+            self.in_time += 1;
+            self.value_bytes += bytes;
+        }
         if !owed.counts {
             return None;
         }
-        match verdict {
-            Verdict::Hit(bytes) => (self.gets, self.value_bytes) = (self.gets + 1, self.value_bytes + bytes),
-            Verdict::Miss => (self.gets, self.misses) = (self.gets + 1, self.misses + 1),
-            Verdict::Stored(bytes) => (self.sets, self.value_bytes) = (self.sets + 1, self.value_bytes + bytes),
-            Verdict::Corrupted => {
-                self.counts.corrupted += 1;
-                return None;
+        let count = match verdict {
+            Verdict::Hit(_) => &mut self.gets,
+            Verdict::Miss => {
+                self.gets += 1;
+                &mut self.misses
             }
-            Verdict::ServerError => {
-                self.server_errors += 1;
-                return None;
-            }
+            Verdict::Stored(_) => &mut self.sets,
+            Verdict::Corrupted => &mut self.counts.corrupted,
+            Verdict::ServerError => &mut self.server_errors,
+        };
+        *count += 1;
+        if matches!(verdict, Verdict::Corrupted | Verdict::ServerError) {
+            return None;
         }
         self.counts.received += 1;
         let response = at_ns.saturating_sub(owed.due_ns).max(1);
         self.response.record(response);
         self.service.record(at_ns.saturating_sub(owed.sent_ns.unwrap_or(owed.due_ns)).max(1));
-        let at_ns = owed.due_ns.saturating_sub(self.counted_ns);
+        let at_ns = owed.due_ns.saturating_sub(self.measured.start);
         self.worst(Worst { sequence: owed.number, at_ns, ns: response, lateness_ns: owed.late_ns });
         Some(response)
     }
@@ -176,6 +188,7 @@ impl Tally {
         self.misses += other.misses;
         self.sets += other.sets;
         self.server_errors += other.server_errors;
+        self.in_time += other.in_time;
         self.value_bytes += other.value_bytes;
         self.unsent += other.unsent;
         self.broken += other.broken;
@@ -231,6 +244,11 @@ impl Series {
             p99_ns: second.samples.quantile_ns(0.99),
             max_ns: second.samples.max_ns(),
         });
+    }
+
+    /// The seconds that are over, from this one on.
+    pub fn closed(&self, from: usize) -> Vec<Interval> {
+        self.closed[from..].to_vec()
     }
 
     /// All seconds.
@@ -290,18 +308,22 @@ mod tests {
 
     #[test]
     fn response_counts_from_the_schedule_and_service_from_the_send() {
-        let mut tally = Tally::new(0);
+        let mut tally = Tally::new(0..SECOND_NS);
         let request = owed(0, 1_000, 41_000);
         tally.sent(&request);
         assert_eq!(tally.answered(&request, 51_000, Verdict::Hit(10)), Some(50_000));
         assert_eq!(tally.response.max_ns(), Some(50_000));
         assert_eq!(tally.service.max_ns(), Some(10_000));
         assert_eq!((tally.counts.sent, tally.counts.received, tally.gets, tally.value_bytes), (1, 1, 1, 10));
+        // What comes after the end is a sample all the same, but no throughput of the measured time.
+        tally.sent(&request);
+        assert!(tally.answered(&request, SECOND_NS + 5, Verdict::Hit(10)).is_some());
+        assert_eq!((tally.response.samples(), tally.in_time, tally.value_bytes), (2, 1, 10));
     }
 
     #[test]
     fn what_is_wrong_or_missing_is_no_sample() {
-        let mut tally = Tally::new(0);
+        let mut tally = Tally::new(0..SECOND_NS);
         for (number, verdict) in [Verdict::Corrupted, Verdict::ServerError, Verdict::Miss].into_iter().enumerate() {
             tally.sent(&owed(number as u64, 0, 0));
             tally.answered(&owed(number as u64, 0, 0), 10, verdict);
@@ -322,7 +344,7 @@ mod tests {
 
     #[test]
     fn threads_add_up() {
-        let (mut one, mut other) = (Tally::new(0), Tally::new(0));
+        let (mut one, mut other) = (Tally::new(0..SECOND_NS), Tally::new(0..SECOND_NS));
         for number in 0..30 {
             let tally = if number % 2 == 0 { &mut one } else { &mut other };
             tally.sent(&owed(number, 0, 0));

@@ -88,7 +88,7 @@ fn figure(run: &Run, name: &str) -> f64 {
 
 /// Every request is accounted for, whatever the server does.
 fn measured(behave: Behaviour) -> (Outcome, Run) {
-    let outcome = client(server(behave)).run(&Progress::default()).unwrap();
+    let outcome = client(server(behave)).run(&Progress::default(), &mut |_| {}).unwrap();
     let run = outcome.run("test");
     let counts = run.streams[0].counts.unwrap();
     let errors = figure(&run, "server errors") as u64;
@@ -102,7 +102,7 @@ fn measured(behave: Behaviour) -> (Outcome, Run) {
 fn an_honest_server_answers_all() {
     for (threads, poisson) in [(1, true), (2, false)] {
         let client = Client { threads, poisson, ..client(server(honestly)) };
-        let outcome = client.run(&Progress::default()).unwrap();
+        let outcome = client.run(&Progress::default(), &mut |_| {}).unwrap();
         assert_eq!((outcome.server.as_str(), outcome.notes()), ("0-fake", vec![]));
         let run = outcome.run("alone");
         let stream = &run.streams[0];
@@ -199,7 +199,7 @@ fn a_measurement_that_is_stopped_keeps_what_was_measured() {
     let progress = Progress::default();
     let client = Client { duration: Duration::from_secs(60), ..client(server(honestly)) };
     let outcome = std::thread::scope(|scope| {
-        let running = scope.spawn(|| client.run(&progress).unwrap());
+        let running = scope.spawn(|| client.run(&progress, &mut |_| {}).unwrap());
         while progress.answered() < 500 {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -213,7 +213,7 @@ fn a_measurement_that_is_stopped_keeps_what_was_measured() {
 
 #[test]
 fn what_cannot_begin_says_why() {
-    let error = |client: Client| format!("{:#}", client.run(&Progress::default()).unwrap_err());
+    let error = |client: Client| format!("{:#}", client.run(&Progress::default(), &mut |_| {}).unwrap_err());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap();
     std::thread::scope(|scope| {

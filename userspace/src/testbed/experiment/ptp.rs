@@ -270,7 +270,7 @@ fn ask(lab: &Lab<'_>, level: Option<Level>, duration: Duration) -> Result<memcac
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        let outcome = lab.rack.host(CLIENT).enter(|| client.run(&progress));
+        let outcome = lab.rack.host(CLIENT).enter(|| client.run(&progress, &mut |_| ()));
         over.store(true, Relaxed);
         outcome
     })?;

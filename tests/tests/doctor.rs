@@ -1,0 +1,86 @@
+//! `qjump doctor`: live proof that marks and counters are what they should be, and the truth where they are not.
+
+use anyhow::{Context, Result};
+use aya::programs::{LinkOrder, TcAttachType, tc::TcAttachOptions};
+use qjump_tests::{
+    link::{FAR, Link, failed, succeeded},
+    program::{classifier, lab},
+};
+use serde_json::Value;
+
+/// Levels of every kind: guaranteed, by bytes, for grants alone, unlimited.
+const PLAN: [&str; 16] = [
+    "--hosts",
+    "12",
+    "--link-rate",
+    "10gbit",
+    "--max-packet",
+    "256",
+    "--epsilon",
+    "4us",
+    "--level",
+    "7:1",
+    "--level",
+    "5:4",
+    "--level",
+    "3:2,claims=grant-only",
+    "--level",
+    "2:unlimited",
+];
+
+fn load(link: &Link, more: &[&str]) -> Result<()> {
+    succeeded(&link.qjump(&[&["load", "--interface", &link.device][..], &PLAN, more].concat())?).map(drop)
+}
+
+/// What the doctor says; the report must agree with the exit status.
+fn doctor(link: &Link, more: &[&str], status: i32) -> Result<Vec<Value>> {
+    let output = link.qjump(&[&["doctor", "--interface", &link.device, "--json"][..], more].concat())?;
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(report["holds"], status == 0, "{report:#}");
+    report["levels"].as_array().cloned().context("no levels")
+}
+
+#[test]
+fn every_level_is_marked_and_counted() -> Result<()> {
+    let link = Link::with_ipv6()?;
+    for queue in ["keep", "htb"] {
+        load(&link, &["--queue", queue])?;
+        for to in [&[][..], &["--to", FAR.0], &["--to", FAR.1]] {
+            let levels = doctor(&link, to, 0)?;
+            let marks: Vec<_> = levels.iter().map(|one| (one["level"].as_u64(), one["dscp_seen"].as_u64())).collect();
+            let wanted = [(7, 56), (5, 40), (3, 0), (2, 16), (0, 0)].map(|(level, mark)| (Some(level), Some(mark)));
+            assert_eq!(marks, wanted, "{levels:#?}");
+            // What nobody granted it, the probe does not get.
+            assert_eq!(levels[2]["counted"], serde_json::json!(["not_granted"]));
+        }
+    }
+    let text = succeeded(&link.qjump(&["doctor", "--interface", &link.device])?)?;
+    assert_eq!(text.lines().filter(|line| line.ends_with("Ok")).count(), 5, "{text}");
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_said() -> Result<()> {
+    let link = Link::new()?;
+    let run = |arguments: &[&str]| link.qjump(&[&["doctor", "--interface", &link.device][..], arguments].concat());
+    let (status, error) = failed(&run(&[])?);
+    assert!(status == 1 && error.contains("not loaded"), "{error}");
+    load(&link, &["--queue", "keep"])?;
+    // Nobody is at this address, so that no probe leaves.
+    link.near.ip(&format!("neigh replace 10.9.0.99 dev {} nud failed", link.device))?;
+    let levels = doctor(&link, &["--to", "10.9.0.99"], 2)?;
+    assert!(levels.iter().all(|one| one["fault"].is_string() && one["dscp_seen"].is_null()), "{levels:#?}");
+    // Somebody's program in front drops everything.
+    assert!(doctor(&link, &[], 0)?.iter().all(|one| one["fault"].is_null()));
+    let mut other = lab("qj_drop")?;
+    link.near.enter(|| {
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        classifier(&mut other, "qj_drop")?.attach_with_options(&link.device, TcAttachType::Egress, options)?;
+        Ok(())
+    })?;
+    let levels = doctor(&link, &[], 2)?;
+    assert!(levels.iter().all(|one| one["counted"] == serde_json::json!([])), "{levels:#?}");
+    assert!(levels[0]["fault"].as_str().context("a fault")?.contains("neither program nor wire"), "{levels:#?}");
+    Ok(())
+}
