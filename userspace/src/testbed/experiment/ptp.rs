@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use qjump_ebpf::Level;
 use serde_json::json;
 
-use super::{Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load};
+use super::{BULK_CPU, Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load};
 use crate::{
     config::QueueChoice,
     measure::{
@@ -20,7 +20,7 @@ use crate::{
         memcached::{self, Client, Workload},
         result::{Curve, Interval, Run, Sample, Stream},
     },
-    plan::{Demand, LevelSpec, Plan},
+    plan::{Demand, ETHERNET_MTU, LevelSpec, OverRule, Plan},
     testbed::{
         Process,
         apps::{
@@ -75,16 +75,16 @@ fn cache_level() -> Level {
 }
 
 /// One packet in an epoch would not do for the clock: a master sends Sync and Follow_Up together, and a slave asks at random
-/// times. What comes too early would wait in its host, where ptpd soon loses patience with the kernel's stamp. So level 7
-/// has a burst of three messages, and a rate that is next to nothing.
+/// times. What comes too early would wait in its host, and ptpd has no patience with a kernel that stamps late. So level 7
+/// has a rate that is next to nothing, a burst of four messages, and drops what is beyond.
 fn plan(setup: &Setup) -> Result<Plan> {
-    let bucket = |level, bps, burst, max_packet| LevelSpec {
+    let bucket = |level, bps, burst| LevelSpec {
         burst: Some(burst),
-        max_packet: Some(max_packet),
         ..LevelSpec::new(level, Demand::Rate(Rate::from_bps(bps)))
     };
-    let clock = LevelSpec { every_host: true, ..bucket(Level::STRICTEST, 500_000, 500, 128) };
-    setup.plan(MAX_PACKET, MACHINE, vec![clock, bucket(cache_level(), 10_000_000, 6_000, 1_514)])
+    let clock = LevelSpec { every_host: true, over: Some(OverRule::Police), ..bucket(Level::STRICTEST, 500_000, 500) };
+    let cache = LevelSpec { max_packet: Some(ETHERNET_MTU), ..bucket(cache_level(), 10_000_000, 6_000) };
+    setup.plan(MAX_PACKET, MACHINE, vec![clock, cache])
 }
 
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
@@ -213,7 +213,7 @@ impl Clocks {
         let start = |role: Role, host: usize, file: &Scratch| {
             let interface = lab.rack.interface(host);
             let arguments = ptpd::arguments(role, &interface, LOG_INTERVAL, file.path());
-            lab.program(host, "ptpd").args(arguments).level(level).cpu(PROBE_CPU).start()
+            lab.program(host, "ptpd").args(arguments).level(level).cpu(BULK_CPU).start()
         };
         let files = ["ptp-master", "ptp-slave"].map(Scratch::new);
         let master = start(Role::Master, MASTER, &files[0])?;
