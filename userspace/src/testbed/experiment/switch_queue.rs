@@ -1,5 +1,7 @@
 //! Probes and ping beside iperf3 through one port of a switch.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use qjump_ebpf::Level;
 
@@ -79,7 +81,8 @@ fn measure(lab: &Lab<'_>, load: &Load, count: u64, bound_ns: Option<u64>) -> Res
     let level = Level::STRICTEST;
     let train = Train { from: PROBE_SENDER, to: RECEIVER, level, interval: INTERVAL, count, bound_ns };
     let (streams, figures) = load.beside(lab, || {
-        let ping = Ping { from: PING_SENDER, to: RECEIVER, level: Some(level), interval: INTERVAL, count };
+        let time = Duration::from_nanos(train.duration_ns());
+        let ping = Ping { from: PING_SENDER, to: RECEIVER, level: Some(level), interval: INTERVAL, time };
         let ping = ping.start(lab)?;
         let mut streams = train.run(lab)?;
         streams.push(ping.finish()?);
