@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::Setup;
 use crate::{
-    dataplane,
+    dataplane::{self, LevelStatus},
     measure::StallWatch,
     socket::set_level,
     testbed::{Program, Rack},
@@ -117,13 +117,24 @@ impl Lab<'_> {
     /// # Errors
     /// If the pins of a host cannot be read. A host without a plan drops nothing.
     pub fn dropped_by_limiters(&self, level: Level) -> Result<u64> {
-        let mut dropped = 0;
+        self.limited(level, |status| status.dropped().packets)
+    }
+
+    /// The packets of a level that the limiters of all hosts have sent at a lower one so far.
+    ///
+    /// # Errors
+    /// If the pins of a host cannot be read. A host without a plan demotes nothing.
+    pub fn demoted_by_limiters(&self, level: Level) -> Result<u64> {
+        self.limited(level, |status| status.demoted().packets)
+    }
+
+    fn limited(&self, level: Level, count: impl Fn(&LevelStatus) -> u64) -> Result<u64> {
+        let mut sum = 0;
         for host in (0..self.setup.rack.hosts).filter(|&host| self.rack.is_loaded(host)) {
             let status = dataplane::status(&self.rack.interface(host))?;
-            let of_level = status.levels.iter().filter(|one| one.level == level);
-            dropped += of_level.map(|one| one.dropped().packets).sum::<u64>();
+            sum += status.levels.iter().filter(|one| one.level == level).map(&count).sum::<u64>();
         }
-        Ok(dropped)
+        Ok(sum)
     }
 
     /// The bytes that have arrived at a host so far, L2 without FCS.

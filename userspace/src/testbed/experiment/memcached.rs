@@ -11,7 +11,7 @@ use crate::{
     config::QueueChoice,
     measure::{
         memcached::{Popularity, Sizes, Workload},
-        result::{Claim, Run, Stream},
+        result::{Claim, Figure, Run, Stream},
     },
     plan::{Demand, LevelSpec, Plan},
     testbed::needs,
@@ -99,6 +99,11 @@ pub(super) fn measure(lab: &Lab<'_>, load: &Load, cache: &Cache, level: Option<L
     let mut run = asked.run("");
     run.streams.iter_mut().for_each(|stream| stream.name = "memcached".into());
     run.figures.extend(figures);
+    if let Some(level) = level {
+        let figure = |name: &str, packets: u64| Figure { name: name.into(), value: packets as f64, unit: "1".into() };
+        run.figures.push(figure("packets demoted by the limiters", lab.demoted_by_limiters(level)?));
+        run.figures.push(figure("packets dropped by the limiters", lab.dropped_by_limiters(level)?));
+    }
     let warm_up = load.warm_up() + WARM_UP;
     Ok(Run { warm_up_ns: warm_up.as_nanos() as u64, ..run })
 }
