@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, print};
 use crate::{
+    report,
     table::Table,
     testbed::{
         NamedRack,
@@ -61,7 +62,7 @@ enum Command {
     Status(StatusArgs),
     /// Run experiments: what the paper measured, on a rack, with real programs
     ///
-    /// Writes NAME.json and NAME.md. Exit status 2 if a claim does not hold. Needs root. Ctrl-C takes the rack down and
+    /// Writes NAME.json (which `qjump report` reads), .html, .svg and .md. Exit status 2 if a claim does not hold. Needs root. Ctrl-C takes the rack down and
     /// keeps what was measured.
     Run(Run),
 }
@@ -348,8 +349,8 @@ impl Run {
             let mut held = true;
             for experiment in prepared {
                 let document = Prepared::run(&experiment::prepare(experiment, &options)?, cancelled)?;
-                println!("{}", experiment::show(&document));
-                println!("Written: {}/{}.json and .md\n", options.output.display(), experiment.name);
+                println!("{}", report::text(std::slice::from_ref(&document)));
+                println!("Written: {}/{}.json, .html, .svg and .md\n", options.output.display(), experiment.name);
                 held &= experiment::holds(&document);
             }
             Ok(held)

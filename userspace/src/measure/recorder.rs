@@ -91,6 +91,8 @@ const SEGMENTS: [&str; SEGMENT_COUNT] = [
     "hardware both ways",
 ];
 const SEGMENT_COUNT: usize = 12;
+/// From here on they are made of those before.
+const FIRST_SUM: usize = 9;
 /// Those that compare the clocks of the two sides.
 const ACROSS: [usize; 2] = [2, 7];
 /// Those that need the other side's times.
@@ -434,7 +436,12 @@ impl Recorder {
             .filter(applies)
             .map(|index| {
                 let (times, missing) = &self.segments[index];
-                Segment { name: SEGMENTS[index].to_owned(), times: times.distribution(), missing: *missing }
+                Segment {
+                    name: SEGMENTS[index].to_owned(),
+                    sum: index >= FIRST_SUM,
+                    times: times.distribution(),
+                    missing: *missing,
+                }
             })
             .collect()
     }

@@ -98,7 +98,7 @@ fn name(phases: Phases, factor: f64) -> String {
 
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let bound_ns = bound_ns(setup)?;
-    let time = Duration::from_secs(setup.pick(3, 12));
+    let time = Duration::from_secs(setup.pick(3, 10));
     let mut cases = Vec::new();
     // Factor by factor: cases that have a plan in common keep it loaded.
     for &factor in setup.pick(&QUICK[..], &FULL[..]) {

@@ -17,20 +17,23 @@
 //!
 //! The framework does the rest: builds the rack, loads and unloads plans, watches the machine's CPUs and repeats a case
 //! during which they were away for too long, leaves undecided what does not hold on a machine that was busy with something
-//! else, writes DIR/NAME.json after every case, and takes all down whatever happens.
+//! else, writes DIR/NAME.json after every case, and what people read at the end, and takes all down whatever happens.
 //! With `--quick` ([`Setup::quick`]) an experiment takes well under a minute, otherwise at most six.
 //! `tests/tests/experiments.rs` runs each quick form and asserts the direction of what it shows.
 
 mod barrier;
 mod bound;
+pub mod cache;
 pub mod claims;
 mod lab;
 pub mod load;
+mod memcached;
 mod others;
 pub mod ping;
 mod placement;
 pub mod probe;
 mod ptp;
+mod rate_sweep;
 mod run;
 mod switch_queue;
 mod text;
@@ -53,12 +56,14 @@ pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 6] = [
+pub static ALL: [&Experiment; 8] = [
     &placement::PLACEMENT,
     &ptp::PTP,
     &switch_queue::SWITCH_QUEUE,
+    &memcached::MEMCACHED,
     &barrier::BARRIER,
     &two_phase_commit::TWO_PHASE_COMMIT,
+    &rate_sweep::RATE_SWEEP,
     &bound::BOUND,
 ];
 
@@ -280,11 +285,6 @@ pub struct Options {
 /// The experiment of this name.
 pub fn find(name: &str) -> Option<&'static Experiment> {
     ALL.into_iter().find(|experiment| experiment.name == name)
-}
-
-/// A document for people, on a terminal.
-pub fn show(document: &Document) -> String {
-    text::plain(document)
 }
 
 /// Whether no claim of a document is known not to hold.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use qjump_ebpf::Level;
 
 use super::lab::{Lab, PROBE_CPU};
@@ -26,8 +26,8 @@ pub struct Ping {
     pub level: Option<Level>,
     /// Between two requests.
     pub interval: Nanos,
-    /// How many.
-    pub count: u64,
+    /// For how long, whole seconds.
+    pub time: Duration,
 }
 
 /// A ping that runs.
@@ -43,9 +43,11 @@ impl Ping {
     /// If it cannot be started.
     pub fn start(self, lab: &Lab<'_>) -> Result<Pinging> {
         let interval = format!("{:.4}", self.interval.ns() as f64 / 1e9);
+        // A deadline rather than a number: on a busy CPU it sends less often than it was told to.
+        let deadline = self.time.as_secs().max(1).to_string();
         let process = lab
             .program(self.from, "ping")
-            .args(["-n", "-i", &interval, "-c", &self.count.to_string(), "-W", "1", &lab.rack.address(self.to)])
+            .args(["-n", "-i", &interval, "-w", &deadline, &lab.rack.address(self.to)])
             .level(self.level)
             .cpu(PROBE_CPU)
             .start()?;
@@ -60,19 +62,18 @@ impl Pinging {
     /// If it does not end, or nothing was answered.
     pub fn finish(mut self) -> Result<Stream> {
         let ping = self.ping;
-        let text =
-            self.process.finish(Duration::from_nanos(ping.count * ping.interval.ns()) + Duration::from_secs(10))?;
+        let text = self.process.finish(ping.time + Duration::from_secs(10))?;
         let mut latencies = Latencies::new(None);
         times(&text).for_each(|ns| latencies.record(ns));
         let received = latencies.samples();
         ensure!(received > 0, "no echo request of ping was answered");
-        let lost = ping.count.saturating_sub(received);
+        let sent = transmitted(&text).context("ping does not say how many it sent")?;
         Ok(Stream {
             name: "ping".into(),
             sample: Sample::Rtt,
             level: ping.level.map(Level::number),
             response: latencies.distribution(),
-            counts: Some(Counts { sent: ping.count, received, lost, ..Counts::default() }),
+            counts: Some(Counts { sent, received, lost: sent.saturating_sub(received), ..Counts::default() }),
             ..Stream::default()
         })
     }
@@ -85,6 +86,13 @@ fn times(text: &str) -> impl Iterator<Item = u64> {
         let ms: f64 = time.strip_suffix(" ms")?.parse().ok()?;
         Some((ms * 1e6).round() as u64)
     })
+}
+
+/// How many ping has sent, by its last lines: `12000 packets transmitted, 11995 received`. Those on their way when it ended
+/// are among them.
+fn transmitted(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.contains(" packets transmitted"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -101,5 +109,6 @@ mod tests {
                     2 packets transmitted, 2 received, 0% packet loss, time 11ms\n\
                     rtt min/avg/max/mdev = 0.045/10.672/21.300/10.627 ms\n";
         assert_eq!(times(text).collect::<Vec<_>>(), [45_000, 21_300_000]);
+        assert_eq!((transmitted(text), transmitted("ping: unknown host")), (Some(2), None));
     }
 }

@@ -6,7 +6,7 @@ use qjump_ebpf::Level;
 use super::{
     Case, Done, Experiment, Findings, Lab, Setup, claims,
     load::Load,
-    probe::{PAYLOAD, TOLERANCE, Train},
+    probe::{TOLERANCE, Train},
 };
 use crate::{
     config::QueueChoice,
@@ -41,8 +41,8 @@ const OTHERS: [usize; 2] = [2, 3];
 /// Of level 7, L2 bytes.
 const MAX_PACKET: u32 = 256;
 /// For how long a CPU may be away, by the plan.
-const MACHINE: Nanos = Nanos::from_ns(300_000);
-const INTERVAL: Nanos = Nanos::from_ns(2_000_000);
+const MACHINE: Nanos = Nanos::from_ns(500_000);
+const INTERVAL: Nanos = Nanos::from_ns(2_500_000);
 
 /// Where the TCP flow is: name, what it shares with the probe, and its ends.
 const PLACEMENTS: [(&str, &str, (usize, usize)); 4] = [
@@ -60,7 +60,7 @@ fn plan(setup: &Setup) -> Result<Plan> {
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let plan = plan(setup)?;
     let bound_ns = plan.levels[0].bound_ns.map(|ns| ns as u64);
-    let count = setup.pick(1_050, 7_500);
+    let count = setup.pick(1_050, 6_000);
     let case = |name: String, about: String, load: Load, bound_ns: Option<u64>| {
         let setting = load.to_json();
         Case::new(name, about, move |lab: &Lab<'_>| measure(lab, &load, count, bound_ns)).setting(setting)
@@ -80,18 +80,9 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
 }
 
 fn measure(lab: &Lab<'_>, load: &Load, count: u64, bound_ns: Option<u64>) -> Result<Run> {
-    let train = Train {
-        from: vec![SENDER],
-        to: RECEIVER,
-        level: Level::STRICTEST,
-        payload: PAYLOAD,
-        interval: INTERVAL,
-        count,
-        bound_ns,
-    };
-    let (stream, figures) = load.beside(lab, || train.run(lab))?;
-    let warm_up_ns = load.warm_up().as_nanos() as u64;
-    Ok(Run { duration_ns: train.duration_ns(), warm_up_ns, streams: vec![stream], figures, ..Run::default() })
+    let train = Train { from: SENDER, to: RECEIVER, level: Level::STRICTEST, interval: INTERVAL, count, bound_ns };
+    let (streams, figures) = load.beside(lab, || train.run(lab))?;
+    Ok(Run { figures, ..train.as_run(streams, load) })
 }
 
 fn judge(setup: &Setup, done: &[Done]) -> Findings {

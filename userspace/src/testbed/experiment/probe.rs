@@ -1,44 +1,43 @@
-//! Our own probe between hosts of a rack, one-way on the machine's one clock.
+//! Our own probe between two hosts of a rack, with each way alone by the machine's one clock and the kernel's stamps.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
-use anyhow::{Result, ensure};
-use qjump_ebpf::Level;
+use anyhow::{Context, Result, ensure};
 
 use super::lab::{Lab, PROBE_CPU};
 use crate::{
     measure::{
-        Priority, Probe, Progress,
-        result::{Counts, Generator, Sample, Stream},
+        Arrivals, Bounds, Clocks, Transport,
+        result::{Run, Stream},
+        train::{self, Spec, Watch},
     },
-    units::{Nanos, show_ns},
+    socket::Level,
+    units::Nanos,
 };
 
-/// UDP probes from some hosts, in turn, to one.
-#[derive(Clone, Debug)]
+/// UDP probes from one host to another, and answers at the same level.
+#[derive(Clone, Copy, Debug)]
 pub struct Train {
-    /// Who sends.
-    pub from: Vec<usize>,
-    /// Who receives.
+    /// Who asks.
+    pub from: usize,
+    /// Who answers.
     pub to: usize,
     /// At which level.
     pub level: Level,
-    /// Bytes of UDP payload, at least 16.
-    pub payload: usize,
-    /// Between two probes, whoever sends them.
+    /// Between two probes: no shorter than the level's epoch.
     pub interval: Nanos,
     /// How many.
     pub count: u64,
-    /// What is promised.
+    /// What is promised for one way.
     pub bound_ns: Option<u64>,
 }
 
-/// A payload of the smallest frame that there is, 64 bytes with its FCS.
-pub const PAYLOAD: usize = 18;
+/// Bytes of UDP payload.
+const PAYLOAD: usize = 64;
 /// How early a packet of a level that drops may come: timers are not exact, and what is early would be lost.
 pub const TOLERANCE: Nanos = Nanos::from_ns(200_000);
-/// Where probes arrive.
-const PORT: u16 = 7_007;
+/// Until threads and caches are warm.
+const WARM_UP_NS: u64 = 200_000_000;
+/// No queue of a rack is as long.
+const TIMEOUT_NS: u64 = 1_000_000_000;
 
 impl Train {
     /// How long it takes, ns.
@@ -46,65 +45,45 @@ impl Train {
         self.count * self.interval.ns()
     }
 
-    /// Runs it.
+    /// Runs it: the way from asker to answerer, which is what is promised something, and the round trip.
     ///
     /// # Errors
     /// If a socket fails, or no probe arrives.
-    pub fn run(&self, lab: &Lab<'_>) -> Result<Stream> {
-        let receiver = lab.socket(self.to, PORT, Level::BEST_EFFORT)?;
-        let mut senders = Vec::new();
-        for &host in &self.from {
-            let sender = lab.socket(host, 0, self.level)?;
-            sender.connect((lab.rack.address(self.to), PORT))?;
-            senders.push(sender);
-        }
-        let probe = Probe {
-            count: self.count,
-            interval_ns: self.interval.ns(),
-            payload: self.payload,
-            bound_ns: self.bound_ns,
-            cpu: PROBE_CPU,
+    pub fn run(&self, lab: &Lab<'_>) -> Result<Vec<Stream>> {
+        let sockets = (lab.socket(self.from, 0, self.level)?, lab.socket(self.to, 0, self.level)?);
+        train::connect(&sockets.0, &sockets.1)?;
+        let spec = Spec {
+            trains: vec![train::Train {
+                transport: Transport::Udp,
+                level: self.level,
+                payload: PAYLOAD,
+                arrivals: Arrivals::Fixed(self.interval.ns() as f64),
+                bounds: Bounds { up_ns: self.bound_ns, down_ns: None },
+            }],
+            warm_up_ns: WARM_UP_NS,
+            duration_ns: self.duration_ns(),
+            timeout_ns: TIMEOUT_NS,
+            cpu: Some(PROBE_CPU),
+            spin_ns: 0,
+            clocks: Clocks::Same,
+            seed: lab.setup.seed,
         };
-        let (progress, over) = (Progress::default(), AtomicBool::new(false));
-        let report = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Relaxed) {
-                    if lab.check().is_err() {
-                        progress.stop();
-                    }
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-            });
-            let report = probe.run(&senders, &receiver, &progress);
-            over.store(true, Relaxed);
-            report
-        })?;
+        let mut watch = Watch { stop: lab.cancelled, tick: &mut |_| {} };
+        let mut measured = train::run(&spec, vec![sockets], Some(PROBE_CPU), &mut watch)?;
         lab.check()?;
-        ensure!(report.latencies.samples() > 0, "no probe arrived");
-        // What is late by half of what is promised decides the result itself.
-        let late = report.lateness.quantile_ns(0.999).unwrap_or(0);
-        let limited = self.bound_ns.is_some_and(|bound| late > bound / 2);
-        Ok(Stream {
-            name: format!("udp level {}", self.level),
-            sample: Sample::OneWay,
-            level: Some(self.level.number()),
-            bound_ns: self.bound_ns,
-            violations: self.bound_ns.map(|_| report.latencies.violations()),
-            response: report.latencies.distribution(),
-            lateness: Some(report.lateness.distribution()),
-            counts: Some(Counts {
-                sent: report.sent,
-                received: report.latencies.samples(),
-                lost: report.lost(),
-                refused: report.refused,
-                ..Counts::default()
-            }),
-            generator: Some(Generator {
-                limited,
-                why: limited.then(|| format!("the sender itself was up to {} late (p99.9)", show_ns(late as f64))),
-                real_time: report.priority == Priority::RealTime,
-            }),
-            ..Stream::default()
-        })
+        let name = format!("udp level {}", self.level);
+        let mut take = |name: &str| {
+            let found = measured.streams.iter().position(|stream| stream.name == name);
+            found.map(|at| measured.streams.swap_remove(at)).with_context(|| format!("no stream {name}"))
+        };
+        let streams = vec![take(&format!("{name} up"))?, take(&name)?];
+        ensure!(streams[0].response.samples > 0, "no probe arrived");
+        Ok(streams)
+    }
+
+    /// A run with these streams.
+    pub fn as_run(&self, streams: Vec<Stream>, load: &super::load::Load) -> Run {
+        let warm_up_ns = load.warm_up().as_nanos() as u64 + WARM_UP_NS;
+        Run { duration_ns: self.duration_ns(), warm_up_ns, streams, ..Run::default() }
     }
 }

@@ -1,10 +1,6 @@
 //! From an experiment to its document: the rack, the cases one after the other, and what follows from them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
-};
+use std::{fs, path::PathBuf, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
@@ -15,6 +11,7 @@ use crate::{
         StallWatch,
         result::{Claim, Curve, Document, Figure, Run},
     },
+    report::{Report, write_file},
     testbed::{NamedRack, Rack, needs},
     units::show_ns,
 };
@@ -65,7 +62,7 @@ impl Prepared {
         &self.setup
     }
 
-    /// Runs all cases, writes NAME.json and NAME.md, and returns the document. Whatever happens, the rack is removed, and
+    /// Runs all cases, writes NAME.json, .html, .svg and .md, and returns the document. Whatever happens, the rack is removed, and
     /// what was measured before is in the file.
     ///
     /// # Errors
@@ -82,13 +79,11 @@ impl Prepared {
         let mut document = Document::new(experiment.name, experiment.about);
         document.emulated = true;
         document.setting = self.setting();
-        document.notes.push(
-            "Hosts and switches are network namespaces of this machine, and its CPUs do the work of all of them: compare \
-             ratios, and times in units of nP/R, with other networks."
-                .to_owned(),
-        );
-        let file = options.output.join(format!("{}.json", experiment.name));
-        write(&file, &document)?;
+        if let Some(unit_ns) = self.unit_ns() {
+            document
+                .notes
+                .push(format!("nP/R is {} here: compare times with other networks in its units.", show_ns(unit_ns)));
+        }
         let mut runner = Runner {
             prepared: self,
             rack: Rack::up(self.setup.rack)?,
@@ -96,16 +91,33 @@ impl Prepared {
             repeats_left: 0,
             cancelled,
             document,
-            file,
         };
+        runner.write()?;
         let ended = (1..=options.repeat).try_for_each(|repetition| runner.repetition(repetition));
-        let Runner { document, file, .. } = runner;
-        write(&file, &document)?;
-        let page = options.output.join(format!("{}.md", experiment.name));
-        fs::write(&page, text::page(experiment, &document))
-            .with_context(|| format!("cannot write {}", page.display()))?;
-        ended.with_context(|| format!("{}: what was measured before is in {}", experiment.name, file.display()))?;
+        runner.write()?;
+        let document = runner.document.clone();
+        drop(runner);
+        self.show(&document)?;
+        ended.with_context(|| {
+            format!("{}: what was measured before is in {}", experiment.name, self.file("json").display())
+        })?;
         Ok(document)
+    }
+
+    /// A file of the results.
+    pub fn file(&self, extension: &str) -> PathBuf {
+        self.options.output.join(format!("{}.{extension}", self.experiment.name))
+    }
+
+    /// Writes the results for people: a page, its picture, and text for documentation.
+    fn show(&self, document: &Document) -> Result<()> {
+        let report = Report::new(vec![document.clone()]);
+        write_file(&self.file("html"), report.html().as_bytes())?;
+        // Without any samples there is nothing to draw.
+        if let Ok(picture) = report.svg(None) {
+            write_file(&self.file("svg"), picture.as_bytes())?;
+        }
+        write_file(&self.file("md"), text::page(self.experiment, document).as_bytes())
     }
 
     /// nP/R of the strictest level: what times are compared in with other networks.
@@ -154,10 +166,14 @@ struct Runner<'a> {
     repeats_left: u32,
     cancelled: &'a AtomicBool,
     document: Document,
-    file: PathBuf,
 }
 
 impl<'a> Runner<'a> {
+    /// Writes what there is so far. Whoever reads it meanwhile, and whoever finds it later, sees a whole document.
+    fn write(&self) -> Result<()> {
+        write_file(&self.prepared.file("json"), (serde_json::to_string_pretty(&self.document)? + "\n").as_bytes())
+    }
+
     /// All cases once, and what follows from them.
     fn repetition(&mut self, number: u32) -> Result<()> {
         self.repeats_left = self.prepared.setup.pick(0, REPEATS);
@@ -168,20 +184,22 @@ impl<'a> Runner<'a> {
             let one = self.case(case)?;
             self.document.runs.push(Run { name: marked(&one.run.name, number), ..one.run.clone() });
             done.push(one);
-            write(&self.file, &self.document)
+            self.write()
         });
         let findings = (experiment.judge)(&self.prepared.setup, &done);
-        let disturbed: Vec<String> =
-            done.iter().filter_map(|one| Some(format!("{}: {}", one.case, one.disturbance()?))).collect();
+        let disturbed: Vec<(&str, String)> =
+            done.iter().filter_map(|one| Some((one.case.as_str(), one.disturbance()?))).collect();
         let claims = findings.claims.into_iter().map(|claim| undecided(claim, !disturbed.is_empty()));
         self.document.claims.extend(claims.map(|claim| Claim { claim: marked(&claim.claim, number), ..claim }));
         let curves = findings.curves.into_iter();
         self.document.curves.extend(curves.map(|curve| Curve { name: marked(&curve.name, number), ..curve }));
         self.document.notes.extend(findings.notes);
-        if !disturbed.is_empty() {
+        if let Some((case, why)) = disturbed.first() {
             self.document.notes.push(format!(
-                "Disturbed, so what does not hold is not decided; try again on a quiet machine. {}.",
-                disturbed.join("; ")
+                "Disturbed: {} of {} cases ({case}: {why}). What does not hold is therefore not decided; try again on a \
+                 quiet machine.",
+                disturbed.len(),
+                done.len()
             ));
         }
         if let Err(error) = &result {
@@ -272,13 +290,4 @@ fn undecided(claim: Claim, disturbed: bool) -> Claim {
 /// The name of something in a repetition: names are unique within a document.
 fn marked(name: &str, repetition: u32) -> String {
     if repetition == 1 { name.to_owned() } else { format!("{name} ({repetition})") }
-}
-
-/// Writes a document in one step: whoever reads it meanwhile, and whoever finds it later, sees a whole one.
-fn write(file: &Path, document: &Document) -> Result<()> {
-    let failed = || format!("cannot write {}", file.display());
-    let part = file.with_extension("json.part");
-    let text = serde_json::to_string_pretty(document)? + "\n";
-    fs::write(&part, text).with_context(failed)?;
-    fs::rename(&part, file).with_context(failed)
 }

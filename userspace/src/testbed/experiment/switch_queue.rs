@@ -1,5 +1,7 @@
 //! Probes and ping beside iperf3 through one port of a switch.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use qjump_ebpf::Level;
 
@@ -7,7 +9,7 @@ use super::{
     Case, Done, Experiment, Findings, Lab, Setup, claims,
     load::Load,
     ping::Ping,
-    probe::{PAYLOAD, TOLERANCE, Train},
+    probe::{TOLERANCE, Train},
 };
 use crate::{
     config::QueueChoice,
@@ -35,16 +37,15 @@ pub static SWITCH_QUEUE: Experiment = Experiment {
 };
 
 const RECEIVER: usize = 0;
-const PROBE_SENDERS: [usize; 4] = [1, 2, 3, 4];
+const PROBE_SENDER: usize = 1;
 const BULK_SENDERS: [usize; 2] = [5, 6];
 const PING_SENDER: usize = 7;
 /// Of level 7, L2 bytes: what ping sends by default, and room.
 const MAX_PACKET: u32 = 256;
 /// For how long a CPU may be away, by the plan.
-const MACHINE: Nanos = Nanos::from_ns(1_000_000);
-/// Between two probes, from whichever host: each sends one in four.
-const INTERVAL: Nanos = Nanos::from_ns(1_000_000);
-const PING_INTERVAL: Nanos = Nanos::from_ns(4_000_000);
+const MACHINE: Nanos = Nanos::from_ns(500_000);
+/// Between two probes, and between two requests of ping: a little more than an epoch.
+const INTERVAL: Nanos = Nanos::from_ns(2_500_000);
 
 fn plan(setup: &Setup, demand: Demand) -> Result<Plan> {
     let tolerance = if demand == Demand::Unlimited { Nanos::from_ns(0) } else { TOLERANCE };
@@ -54,7 +55,7 @@ fn plan(setup: &Setup, demand: Demand) -> Result<Plan> {
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let (limited, marked) = (plan(setup, Demand::Factor(1.0))?, plan(setup, Demand::Unlimited)?);
     let bound_ns = limited.levels[0].bound_ns.map(|ns| ns as u64);
-    let count = setup.pick(4_200, 30_000);
+    let count = setup.pick(1_200, 12_000);
     let greedy = || Load::Greedy(BULK_SENDERS.map(|host| (host, RECEIVER)).to_vec());
     let case = |name: &str, about: &str, load: Load, bound_ns: Option<u64>| {
         let setting = load.to_json();
@@ -77,28 +78,17 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
 }
 
 fn measure(lab: &Lab<'_>, load: &Load, count: u64, bound_ns: Option<u64>) -> Result<Run> {
-    let train = Train {
-        from: PROBE_SENDERS.to_vec(),
-        to: RECEIVER,
-        level: Level::STRICTEST,
-        payload: PAYLOAD,
-        interval: INTERVAL,
-        count,
-        bound_ns,
-    };
-    let ((streams, duration_ns), figures) = load.beside(lab, || {
-        let ping = Ping {
-            from: PING_SENDER,
-            to: RECEIVER,
-            level: Some(Level::STRICTEST),
-            interval: PING_INTERVAL,
-            count: train.duration_ns() / PING_INTERVAL.ns(),
-        };
+    let level = Level::STRICTEST;
+    let train = Train { from: PROBE_SENDER, to: RECEIVER, level, interval: INTERVAL, count, bound_ns };
+    let (streams, figures) = load.beside(lab, || {
+        let time = Duration::from_nanos(train.duration_ns());
+        let ping = Ping { from: PING_SENDER, to: RECEIVER, level: Some(level), interval: INTERVAL, time };
         let ping = ping.start(lab)?;
-        let probes = train.run(lab)?;
-        Ok((vec![probes, ping.finish()?], train.duration_ns()))
+        let mut streams = train.run(lab)?;
+        streams.push(ping.finish()?);
+        Ok(streams)
     })?;
-    Ok(Run { duration_ns, warm_up_ns: load.warm_up().as_nanos() as u64, streams, figures, ..Run::default() })
+    Ok(Run { figures, ..train.as_run(streams, load) })
 }
 
 fn judge(_: &Setup, done: &[Done]) -> Findings {

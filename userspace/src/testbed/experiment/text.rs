@@ -1,8 +1,7 @@
-//! Results for people: on a terminal, and as a page of Markdown.
+//! Results as a page of Markdown, for documentation.
 
 use crate::{
     measure::result::{Claim, Curve, Document, Figure, Run, Stream},
-    table::Table,
     units::{show_ns, show_rate},
 };
 
@@ -76,31 +75,6 @@ const fn verdict(claim: &Claim) -> &'static str {
 
 fn axes(document: &Document) -> String {
     document.curves.first().map_or(String::new(), |curve| format!("x: {}; y: {}", curve.x, curve.y))
-}
-
-/// For a terminal.
-pub(super) fn plain(document: &Document) -> String {
-    let mut text = format!("{}: {}\n", document.name, document.title);
-    for (header, rows) in [streams(document), figures(&document.runs), curves(&document.curves)] {
-        if !rows.is_empty() {
-            let mut table = Table::new(header).left(0).left(1);
-            rows.into_iter().for_each(|row| table.row(row));
-            text += &format!("\n{table}");
-        }
-    }
-    if !document.curves.is_empty() {
-        text += &format!("{}\n", axes(document));
-    }
-    if !document.claims.is_empty() {
-        text += "\n";
-    }
-    for claim in &document.claims {
-        text += &format!("{}: {} ({})\n", verdict(claim), claim.claim, claim.measured);
-    }
-    for note in &document.notes {
-        text += &format!("note: {note}\n");
-    }
-    text
 }
 
 /// A page of Markdown: what the paper saw, what was seen here, and why they differ.
