@@ -71,8 +71,8 @@ pub(super) struct Vigil {
 
 impl Vigil {
     const WINDOW_NS: u64 = 10_000_000;
-    /// Of each window: more than the twentieth that the kernel asks for.
-    const REST_NS: u64 = 700_000;
+    /// Of each window: more than the twentieth that the kernel asks for, because going to sleep and waking take time, too.
+    const REST_NS: u64 = 1_200_000;
 
     pub(super) const fn new(now_ns: u64) -> Self {
         Self { since_ns: now_ns, slept_ns: 0 }
@@ -107,8 +107,8 @@ mod tests {
         assert_eq!((vigil.due_rest_ns(0), vigil.due_rest_ns(10 * MS - 1)), (0, 0));
         assert_eq!(vigil.due_rest_ns(10 * MS), Vigil::REST_NS);
         vigil.slept(400_000);
-        assert_eq!(vigil.due_rest_ns(11 * MS), 300_000);
-        vigil.slept(300_000);
+        assert_eq!(vigil.due_rest_ns(11 * MS), 800_000);
+        vigil.slept(800_000);
         // A new window begins.
         assert_eq!((vigil.due_rest_ns(12 * MS), vigil.due_rest_ns(22 * MS - 1)), (0, 0));
         // Who sleeps enough anyway is never asked.
