@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Priority,
-    clock::{Vigil, real_ns},
+    clock::real_ns,
     endpoint::{Endpoint, Received, Sent, sleep},
     pin_and_prioritise,
     recorder::PeerCounts,
@@ -186,7 +186,7 @@ pub fn respond(
     stop: &AtomicBool,
 ) -> io::Result<Option<Priority>> {
     let priority = cpu.map(pin_and_prioritise);
-    let (mut busy_until, mut vigil) = (0, Vigil::new(monotonic_ns()));
+    let mut busy_until = 0;
     while !stop.load(Relaxed) {
         let mut busy = false;
         for (_, responder) in responders.iter_mut() {
@@ -201,8 +201,7 @@ pub fn respond(
             busy_until = monotonic_ns() + spin_ns;
             continue;
         }
-        let now = monotonic_ns();
-        if now < busy_until && vigil.due_rest_ns(now) == 0 {
+        if monotonic_ns() < busy_until {
             std::hint::spin_loop();
             continue;
         }
@@ -210,7 +209,6 @@ pub fn respond(
         let read = responders.iter().map(|(_, responder)| responder);
         let read = read.filter(|responder| responder.answering && !responder.closed);
         sleep(read.map(|responder| (responder.endpoint.as_fd(), responder.endpoint.is_blocked())), LOOK_NS)?;
-        vigil.slept(monotonic_ns() - now);
         // A report of a packet that left ends the sleep, too.
         responders.iter_mut().for_each(|(_, responder)| responder.unfetched += 1);
     }

@@ -492,7 +492,7 @@ impl<'a> Driver<'a> {
         let due = due.filter(|&due| due < self.end_ns).unwrap_or(self.end_ns.max(now + LINGER_NS));
         let deadline = self.flights.iter().filter_map(|flight| flight.recorder.deadline_ns()).min();
         let wake = due.saturating_sub(self.ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
-        if wake <= now || now < awake_until && self.vigil.due_rest_ns(now) == 0 {
+        if wake <= now || now < awake_until {
             std::hint::spin_loop();
             return Ok(());
         }
