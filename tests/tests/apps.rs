@@ -105,6 +105,37 @@ fn clocks_beside_bulk_agree_as_on_an_idle_network() -> Result<()> {
 }
 
 #[test]
+fn memcached_beside_bulk_is_near_what_it_is_on_an_idle_network() -> Result<()> {
+    let document = run("memcached")?;
+    let p50 = |case: &str| stream(&document, case, "memcached").and_then(median);
+    let (alone, contended, qjump) = (p50("alone")?, p50("contended")?, p50("qjump")?);
+    assert!(contended > 5.0 * qjump && contended > 5.0 * alone, "{alone} {contended} {qjump}");
+    for case in ["alone", "contended", "qjump"] {
+        let counts = stream(&document, case, "memcached")?.counts.context("counts")?;
+        assert!(counts.sent > 3_000 && counts.corrupted == 0, "{counts:?}");
+        assert_eq!(figure(&document, case, "misses")?, 0.0);
+    }
+    // And bulk pays for what memcached says, no more.
+    let into = "into h1, h2";
+    assert!(figure(&document, "qjump", into)? > 0.8 * figure(&document, "contended", into)?);
+    Ok(())
+}
+
+#[test]
+fn memcached_gets_the_rate_of_its_level_and_waits_where_that_is_too_little() -> Result<()> {
+    let document = run("rate-sweep")?;
+    let answered = |mbit: u32| figure(&document, &format!("{mbit} Mbit/s"), "requests answered");
+    // Twice the rate, twice the requests; and then what is offered.
+    assert!((1.5..2.5).contains(&(answered(20)? / answered(10)?)), "{} {}", answered(10)?, answered(20)?);
+    assert!(answered(60)? > 1.1 * answered(20)?, "{} {}", answered(20)?, answered(60)?);
+    let p50 = |case: &str| stream(&document, case, "memcached").and_then(median);
+    assert!(p50("20 Mbit/s")? > 5.0 * p50("60 Mbit/s")?);
+    assert!(p50("contended")? > p50("60 Mbit/s")?);
+    assert_eq!(document.curves.len(), 3);
+    Ok(())
+}
+
+#[test]
 fn bursts_do_not_slow_commits_at_level_7() -> Result<()> {
     let document = run("two-phase-commit")?;
     let share = |way: &str| -> Result<f64> {

@@ -421,7 +421,7 @@ fn the_command_line_measures_and_says_what_is_wrong() -> Result<()> {
         (&["load", &memcached, "--duration", "1s"], 1, "is `qjump measure sink` running there, at port 11311?"),
         (&["load", FAR.0, "--burst", "0", "--period", "1ms"], 64, "bursts of 0 bytes"),
         (&["load", FAR.0, "--congestion", "warp"], 1, "no congestion control 'warp'; it has:"),
-        (&["load", FAR.0, "--duration", "2h"], 64, "at most 3600 s"),
+        (&["load", FAR.0, "--duration", "7200s"], 64, "at most 3600 s"),
         (&["load", FAR.0, "--compare", "--", "--interface", "qjnone", "--config", "/nowhere"], 64, "/nowhere"),
         (&["load", FAR.0, "--compare"], 64, "FLAGS OF QJUMP LOAD"),
     ] {
