@@ -91,8 +91,12 @@ pub fn stream(random: &mut Random, level: u8, samples: u64, network: Network, bo
             max_ns: here.max_ns(),
         });
     }
-    let segments =
-        parts.map(|(name, times)| Segment { name: name.to_owned(), times: times.distribution(), missing: 3 });
+    let segments = parts.map(|(name, times)| Segment {
+        name: name.to_owned(),
+        sum: false,
+        times: times.distribution(),
+        missing: 3,
+    });
     Stream {
         name: format!("udp level {level}"),
         sample: Sample::Rtt,

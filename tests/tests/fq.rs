@@ -42,7 +42,7 @@ fn paced(plan: &[&str]) -> Result<Option<Link>> {
     Ok(Some(link))
 }
 
-fn level<'a>(status: &'a serde_json::Value, level: u64) -> Result<&'a serde_json::Value> {
+fn level(status: &serde_json::Value, level: u64) -> Result<&serde_json::Value> {
     let levels = status["levels"].as_array().context("no levels")?;
     levels.iter().find(|entry| entry["level"] == level).with_context(|| format!("no level {level}"))
 }

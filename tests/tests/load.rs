@@ -193,7 +193,7 @@ fn a_load_has_its_level_and_what_the_limiter_lets_through() -> Result<()> {
 
 #[test]
 fn bursts_leave_the_link_idle_between_them() -> Result<()> {
-    let link = Link::new()?;
+    let link = reno()?;
     let pattern = Pattern::OnOff { on_ns: 100_000_000, off_ns: 300_000_000, random: false };
     let load = Load { pattern, duration: Duration::from_secs(2), ..Load::new(far(0)) };
     let outcome = through(&link, load)?;
@@ -416,8 +416,8 @@ fn the_command_line_measures_and_says_what_is_wrong() -> Result<()> {
     for (arguments, status, part) in [
         (&["memcached", &memcached, "--assert", "p50<1ns", "--duration", "500ms"][..], 2, "condition does not hold"),
         (&["memcached", &memcached, "--assert", "max<bound"], 64, "has no bound"),
-        (&["memcached", &memcached, "--rate", "-1"], 64, "requests a second"),
-        (&["memcached", &format!("{}:7701", FAR.0), "--duration", "1s"], 1, "no answer"),
+        (&["memcached", &memcached, "--rate=-1"], 64, "requests a second"),
+        (&["memcached", &format!("{}:7701", FAR.0), "--duration", "1s"], 1, "did not answer to 'version'"),
         (&["load", &memcached, "--duration", "1s"], 1, "is `qjump measure sink` running there, at port 11311?"),
         (&["load", FAR.0, "--burst", "0", "--period", "1ms"], 64, "bursts of 0 bytes"),
         (&["load", FAR.0, "--congestion", "warp"], 1, "no congestion control 'warp'; it has:"),

@@ -82,7 +82,7 @@ fn counts() -> impl Strategy<Value = Counts> {
 
 fn stream() -> impl Strategy<Value = Stream> {
     let segment = (text(), distribution(), any::<u64>());
-    let segment = segment.prop_map(|(name, times, missing)| Segment { name, times, missing });
+    let segment = segment.prop_map(|(name, times, missing)| Segment { name, sum: false, times, missing });
     let worst =
         any::<[u64; 4]>().prop_map(|[sequence, at_ns, ns, lateness_ns]| Worst { sequence, at_ns, ns, lateness_ns });
     let generator = (any::<(bool, bool)>(), option::of(text())).prop_map(|((limited, real_time), why)| Generator {

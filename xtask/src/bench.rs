@@ -12,8 +12,9 @@ use std::process::ExitCode;
 /// Measure what the eBPF programs cost per packet, and how fast planner and simulator are.
 ///
 /// The kernel runs the programs on made-up packets, and carries TCP and probes between network namespaces, which takes
-/// root rights, by sudo if need be. The numbers go to target/bench/ebpf.json and queue.json; those of the planner and the simulator (frames of simulated ports a second) are printed,
-/// and kept by criterion in target/criterion.
+/// root rights, by sudo if need be; sockperf and irtt measure the same networks as `qjump measure`. The numbers go to
+/// target/bench/ebpf.json, queue.json and measure.json; those of the planner and the simulator (frames of simulated ports
+/// a second) are printed, and kept by criterion in target/criterion.
 #[derive(clap::Args)]
 pub struct Args {
     /// Arguments for the benchmark program
@@ -26,7 +27,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // First, because it may fail, and what follows takes minutes.
     let root = Root::find("bench")?;
     build::qjump(&workspace, Objects::ProgramAndLab)?;
-    apt::ensure(pins::TESTBED)?;
+    apt::ensure(&[pins::TESTBED, pins::BENCHES].concat())?;
     let folder = workspace.target("bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
 
@@ -42,12 +43,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if status != ExitCode::SUCCESS || !args.arguments.is_empty() {
         return Ok(status);
     }
-    let mut queue = build::cargo(&workspace)?;
-    root.lend_to_cargo(&mut queue)?;
-    queue.args(["bench", "--package", "qjump-tests", "--locked", "--bench", "queue"]);
-    let status = process::attend(&mut queue)?;
-    if status != ExitCode::SUCCESS {
-        return Ok(status);
+    for name in ["queue", "measure"] {
+        let mut bench = build::cargo(&workspace)?;
+        root.lend_to_cargo(&mut bench)?;
+        let status = process::attend(bench.args(["bench", "--package", "qjump-tests", "--locked", "--bench", name]))?;
+        if status != ExitCode::SUCCESS {
+            return Ok(status);
+        }
     }
     let mut planner = build::cargo(&workspace)?;
     planner.args(["bench", "--package", "qjump", "--locked", "--bench", "planner", "--", "--quiet"]);

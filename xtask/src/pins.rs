@@ -60,6 +60,10 @@ pub const TESTS: &[Package] = &[
     Package { provides: "memcached", name: "memcached" },
 ];
 
+/// What the benchmarks run besides [`TESTBED`]: the tools that `qjump measure` is compared with.
+pub const BENCHES: &[Package] =
+    &[Package { provides: "sockperf", name: "sockperf" }, Package { provides: "irtt", name: "irtt" }];
+
 /// What guests are made with besides that: the keys of Debian's archive, and what unpacks modules and strips programs.
 pub const GUESTS: &[Package] = &[
     Package { provides: DEBIAN_KEYS, name: "debian-archive-keyring" },

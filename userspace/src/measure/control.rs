@@ -84,6 +84,8 @@ pub enum Reply {
         boot_id: String,
         /// Its name.
         host: String,
+        /// The CPU on which it answers.
+        cpu: Option<usize>,
         /// What a message at each level may take on its way back, ns: by the plan in force there.
         bounds_ns: [Option<u64>; 8],
     },
@@ -244,6 +246,12 @@ pub const REPLY: usize = 16 << 20;
 /// Which boot of which machine this is; empty if the kernel does not say.
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether two threads are on CPUs of their own: another machine's, by its boot, or others of this one. Whoever shares a
+/// CPU must not watch for a message that the other can only send when it gets the CPU.
+pub fn are_apart(other_boot_id: &str, cpus: (Option<usize>, Option<usize>)) -> bool {
+    other_boot_id.is_empty() || other_boot_id != boot_id() || matches!(cpus, (Some(one), Some(other)) if one != other)
 }
 
 /// What this machine calls itself.

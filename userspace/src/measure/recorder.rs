@@ -91,6 +91,8 @@ const SEGMENTS: [&str; SEGMENT_COUNT] = [
     "hardware both ways",
 ];
 const SEGMENT_COUNT: usize = 12;
+/// From here on they are made of those before.
+const FIRST_SUM: usize = 9;
 /// Those that compare the clocks of the two sides.
 const ACROSS: [usize; 2] = [2, 7];
 /// Those that need the other side's times.
@@ -99,12 +101,6 @@ const HARDWARE: usize = 11;
 
 /// The largest samples that are kept.
 const WORST: usize = 10;
-
-/// Times of one direction.
-struct OneWay {
-    response: Latencies,
-    service: Latencies,
-}
 
 /// How a train is to be recorded.
 #[derive(Clone, Debug)]
@@ -146,8 +142,9 @@ pub struct Recorder {
     response: Latencies,
     service: Latencies,
     lateness: Latencies,
-    up: OneWay,
-    down: OneWay,
+    up: Latencies,
+    up_service: Latencies,
+    down: Latencies,
     segments: Vec<(Latencies, u64)>,
     worst: Vec<Worst>,
     interval: Box<Latencies>,
@@ -173,7 +170,6 @@ impl Recorder {
     /// Nothing sent yet.
     pub fn new(settings: Settings) -> Self {
         let size = settings.outstanding.clamp(16, MOST_OUTSTANDING).next_power_of_two();
-        let one_way = |bound| OneWay { response: Latencies::new(bound), service: Latencies::new(None) };
         Self {
             ring: vec![Slot::default(); size].into(),
             oldest: 0,
@@ -187,8 +183,9 @@ impl Recorder {
             response: Latencies::new(settings.bounds.round_trip_ns()),
             service: Latencies::new(None),
             lateness: Latencies::new(None),
-            up: one_way(settings.bounds.up_ns),
-            down: one_way(settings.bounds.down_ns),
+            up: Latencies::new(settings.bounds.up_ns),
+            up_service: Latencies::new(None),
+            down: Latencies::new(settings.bounds.down_ns),
             segments: vec![(Latencies::new(None), 0); SEGMENT_COUNT],
             worst: Vec::with_capacity(WORST + 1),
             interval: Box::new(Latencies::new(None)),
@@ -350,12 +347,11 @@ impl Recorder {
         if let (Some(response), Some(service)) =
             (between(due, peer.received_ns), between(slot.sent.real_ns, peer.received_ns))
         {
-            self.up.response.record(response);
-            self.up.service.record(service);
+            self.up.record(response);
+            self.up_service.record(service);
         }
         if let Some(time) = between(peer.sending_ns, answer.at.real_ns) {
-            self.down.response.record(time);
-            self.down.service.record(time);
+            self.down.record(time);
         }
     }
 
@@ -363,6 +359,11 @@ impl Recorder {
     pub fn take_interval(&mut self, mut empty: Box<Latencies>) -> (Box<Latencies>, u64) {
         empty.clear();
         (std::mem::replace(&mut self.interval, empty), std::mem::take(&mut self.interval_lost))
+    }
+
+    /// Whether there were samples or losses since the last call of [`Self::take_interval`].
+    pub fn has_interval(&self) -> bool {
+        self.interval.samples() > 0 || self.interval_lost > 0
     }
 
     /// What has been sent and answered so far, without the warm-up.
@@ -394,19 +395,19 @@ impl Recorder {
             generator: None,
         }];
         let bounds = self.settings.bounds;
-        let ways = [("up", &self.up, bounds.up_ns), ("down", &self.down, bounds.down_ns)];
-        streams.extend(ways.into_iter().filter(|(_, way, _)| way.response.samples() > 0).map(
-            |(name, way, bound_ns)| Stream {
-                name: format!("{} {name}", self.settings.name),
-                sample: Sample::OneWay,
-                level: Some(self.settings.level),
-                bound_ns,
-                violations: bound_ns.map(|_| way.response.violations()),
-                response: way.response.distribution(),
-                service: Some(way.service.distribution()),
-                ..Stream::default()
-            },
-        ));
+        // An answer is sent when it is made: there is no schedule that it could be late for.
+        let ways = [("up", &self.up, Some(&self.up_service), bounds.up_ns), ("down", &self.down, None, bounds.down_ns)];
+        let ways = ways.into_iter().filter(|(_, response, ..)| response.samples() > 0);
+        streams.extend(ways.map(|(way, response, service, bound_ns)| Stream {
+            name: format!("{} {way}", self.settings.name),
+            sample: Sample::OneWay,
+            level: Some(self.settings.level),
+            bound_ns,
+            violations: bound_ns.map(|_| response.violations()),
+            response: response.distribution(),
+            service: service.map(Latencies::distribution),
+            ..Stream::default()
+        }));
         (streams, notes)
     }
 
@@ -435,7 +436,12 @@ impl Recorder {
             .filter(applies)
             .map(|index| {
                 let (times, missing) = &self.segments[index];
-                Segment { name: SEGMENTS[index].to_owned(), times: times.distribution(), missing: *missing }
+                Segment {
+                    name: SEGMENTS[index].to_owned(),
+                    sum: index >= FIRST_SUM,
+                    times: times.distribution(),
+                    missing: *missing,
+                }
             })
             .collect()
     }
@@ -501,4 +507,216 @@ fn segments(slot: &Slot, answer: &Answer, clocks: Clocks) -> [Option<u64>; SEGME
         sum(after(sent, sched), after(rx, received)),
         after(slot.snd.hardware_ns, answer.rx.hardware_ns),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    /// What the real clock shows when the monotonic one shows 0.
+    const EPOCH: u64 = 1_700_000_000_000 * MS;
+
+    fn at(ns: u64) -> Moment {
+        Moment { monotonic_ns: ns, real_ns: EPOCH + ns }
+    }
+
+    fn software(ns: u64) -> Stamp {
+        Stamp { software_ns: Some(EPOCH + ns), hardware_ns: None }
+    }
+
+    fn recorder(clocks: Clocks) -> Recorder {
+        Recorder::new(Settings {
+            name: "udp level 7".to_owned(),
+            level: 7,
+            bounds: Bounds { up_ns: Some(10_000), down_ns: Some(20_000) },
+            clocks,
+            stamped: true,
+            timeout_ns: 100 * MS,
+            outstanding: 16,
+            start_ns: 0,
+        })
+    }
+
+    /// The other side's times: its clock shows `offset` more than ours.
+    fn peer(received: u64, sending: u64, offset: u64) -> Option<wire::Times> {
+        let (received_ns, sending_ns) = (EPOCH + received + offset, EPOCH + sending + offset);
+        Some(wire::Times { rx_ns: Some(received_ns - 2_000), received_ns, sending_ns, left: None })
+    }
+
+    /// A probe that was due at `due`, sent 500 ns late, and took 20 us and 1 us over there.
+    fn round_trip(recorder: &mut Recorder, due: u64, offset: u64) {
+        let (number, sent) = (recorder.next_number(), due + 500);
+        recorder.sent(due, 500, at(sent), false);
+        let stamp = |place, ns| Left { id: 0, place, stamp: software(sent + ns) };
+        recorder.left(number, &stamp(Place::Sched, 1_000));
+        recorder.left(number, &stamp(Place::Snd, 2_500));
+        let times = peer(sent + 10_000, sent + 11_000, offset);
+        recorder.answered(number as u32, software(sent + 17_000), at(sent + 20_000), times);
+        recorder.peer_left(wire::Left { sequence: number as u32, sched_ns: Some(700), snd_ns: Some(1_900) });
+    }
+
+    fn segment<'a>(stream: &'a Stream, name: &str) -> Option<&'a Segment> {
+        stream.segments.iter().find(|segment| segment.name == name)
+    }
+
+    #[test]
+    fn splits_the_way_of_a_message() {
+        let mut recorder = recorder(Clocks::Same);
+        round_trip(&mut recorder, 5 * MS, 0);
+        let (streams, notes) = recorder.finish(None);
+        assert!(notes.is_empty(), "{notes:?}");
+        let [both, up, down] = &streams[..] else { panic!("{streams:?}") };
+        assert_eq!((both.response.max_ns, both.service.as_ref().unwrap().max_ns), (Some(20_500), Some(20_000)));
+        assert_eq!((up.response.max_ns, up.service.as_ref().unwrap().max_ns), (Some(10_500), Some(10_000)));
+        assert_eq!(down.response.max_ns, Some(9_000));
+        // The bounds are 10 us there, 20 us back, 30 us both.
+        assert_eq!([both, up, down].map(|stream| stream.bound_ns), [Some(30_000), Some(10_000), Some(20_000)]);
+        assert_eq!([both, up, down].map(|stream| stream.violations), [Some(0), Some(1), Some(0)]);
+        for (name, ns) in [
+            ("app-sched", 1_000),
+            ("sched-snd", 1_500),
+            ("snd-rx", 5_500),
+            ("peer rx-app", 2_000),
+            ("peer app-app", 1_000),
+            ("peer app-sched", 700),
+            ("peer sched-snd", 1_200),
+            ("snd-rx back", 4_100),
+            ("rx-app", 3_000),
+            ("snd-rx both ways", 9_600),
+            ("app-sched and rx-app", 4_000),
+        ] {
+            assert_eq!(segment(both, name).map(|segment| segment.times.max_ns), Some(Some(ns)), "{name}");
+        }
+        assert_eq!(segment(both, "hardware both ways"), None);
+        assert_eq!(both.worst, [Worst { sequence: 0, at_ns: 5 * MS, ns: 20_500, lateness_ns: 500 }]);
+    }
+
+    #[test]
+    fn clocks_that_nobody_vouches_for_are_not_compared() {
+        // The other side's clock is a second ahead.
+        const AHEAD: u64 = 1_000 * MS;
+        let mut unknown = recorder(Clocks::Unknown);
+        round_trip(&mut unknown, 0, AHEAD);
+        let (streams, _) = unknown.finish(None);
+        assert_eq!(streams.len(), 1);
+        assert_eq!((segment(&streams[0], "snd-rx"), segment(&streams[0], "snd-rx back")), (None, None));
+        // Times on one clock are as good as ever, and so is the network's share of both ways.
+        let both_ways = segment(&streams[0], "snd-rx both ways").unwrap();
+        assert_eq!((both_ways.times.max_ns, both_ways.missing), (Some(9_600), 0));
+    }
+
+    #[test]
+    fn clocks_that_differ_more_than_was_said_give_no_times() {
+        // 7 us ahead, so that the way back seems to take less than nothing.
+        for (said, missing) in [(4_000, 0), (1_000, 1)] {
+            let mut recorder = recorder(Clocks::Within(said));
+            round_trip(&mut recorder, 0, 7_000);
+            let (streams, _) = recorder.finish(None);
+            assert_eq!(segment(&streams[0], "snd-rx").unwrap().times.max_ns, Some(12_500));
+            let back = segment(&streams[0], "snd-rx back").unwrap();
+            assert_eq!((back.missing, back.times.samples), (missing, 1 - missing));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_spoils_no_round_trip() {
+        let mut recorder = recorder(Clocks::Same);
+        for step in [-3_600_000_000_000_i64, 30_000, 0] {
+            let number = recorder.next_number();
+            let sent = number * MS;
+            recorder.sent(sent, 0, at(sent), false);
+            let mut answered = at(sent + 50_000);
+            answered.real_ns = answered.real_ns.wrapping_add_signed(step);
+            let times = peer(sent + 20_000, sent + 21_000, 0);
+            recorder.answered(
+                number as u32,
+                Stamp { software_ns: Some(answered.real_ns), hardware_ns: None },
+                answered,
+                times,
+            );
+        }
+        let (streams, notes) = recorder.finish(None);
+        assert_eq!((streams[0].response.samples, streams[0].response.max_ns), (3, Some(50_000)));
+        assert_eq!(
+            segment(&streams[0], "rx-app").map(|segment| (segment.times.samples, segment.missing)),
+            Some((1, 2))
+        );
+        assert_eq!(streams[1].response.samples, 1);
+        assert!(notes.iter().any(|note| note.contains("2 probes met a step of this host's clock")), "{notes:?}");
+    }
+
+    #[test]
+    fn counts_each_probe_once_whatever_comes() {
+        let mut recorder = recorder(Clocks::Unknown);
+        for number in 0..6 {
+            recorder.sent(number * MS, 0, at(number * MS), number == 0);
+        }
+        let mut answer = |number, ms: u64| recorder.answered(number, Stamp::default(), at(ms * MS), None);
+        assert_eq!(answer(0, 6), Outcome::Answered(6 * MS));
+        assert_eq!(answer(2, 7), Outcome::Answered(5 * MS));
+        assert_eq!((answer(2, 7), answer(0, 7)), (Outcome::Duplicate, Outcome::Duplicate));
+        assert_eq!(answer(1, 8), Outcome::Answered(7 * MS));
+        assert_eq!(answer(99, 8), Outcome::Late);
+        recorder.corrupted();
+        // 3 and 4 are lost; 5's time is not up.
+        recorder.expire(104 * MS);
+        assert_eq!((recorder.waiting(), recorder.deadline_ns()), (1, Some(105 * MS)));
+        assert_eq!(recorder.answered(3, Stamp::default(), at(104 * MS), None), Outcome::Late);
+        let (interval, lost) = recorder.take_interval(Box::new(Latencies::new(None)));
+        assert_eq!((interval.samples(), lost), (2, 2));
+        let peer = PeerCounts { received: 4, duplicated: 1, reordered: 2, corrupted: 1, refused: 0 };
+        let (streams, notes) = recorder.finish(Some(peer));
+        let expected = Counts {
+            sent: 5,
+            received: 2,
+            lost: 3,
+            lost_up: Some(1),
+            lost_down: Some(2),
+            duplicated: 2,
+            reordered: 3,
+            corrupted: 2,
+            refused: 0,
+            limiter_dropped: None,
+        };
+        assert_eq!(streams[0].counts, Some(expected));
+        assert!(
+            notes.iter().any(|note| note.contains("2 answers came after their probes counted as lost")),
+            "{notes:?}"
+        );
+    }
+
+    #[test]
+    fn a_probe_that_died_before_the_wire_is_told_from_others() {
+        let mut recorder = recorder(Clocks::Unknown);
+        for number in 0..3 {
+            recorder.sent(0, 0, at(0), false);
+            let stamp = |place| Left { id: 0, place, stamp: software(1_000) };
+            recorder.left(number, &stamp(Place::Sched));
+            if number == 1 {
+                recorder.left(number, &stamp(Place::Snd));
+            }
+        }
+        recorder.refused();
+        let (streams, notes) = recorder.finish(None);
+        assert_eq!(streams[0].counts.map(|counts| (counts.lost, counts.lost_up, counts.refused)), Some((3, None, 1)));
+        assert!(notes.iter().any(|note| note.contains("2 of the lost probes did not leave this host")), "{notes:?}");
+    }
+
+    #[test]
+    fn memory_is_that_of_the_beginning_after_a_million_probes() {
+        let mut recorder = recorder(Clocks::Same);
+        let size = |recorder: &Recorder| (recorder.ring.len(), recorder.worst.capacity());
+        let before = size(&recorder);
+        for number in 0..1_000_000 {
+            round_trip(&mut recorder, number * 20_000, 0);
+            recorder.expire(number * 20_000);
+        }
+        assert_eq!(size(&recorder), before);
+        let (streams, _) = recorder.finish(None);
+        assert_eq!(streams[0].response.samples, 1_000_000);
+        // What does not fit into the ring is settled early, and the stamps of all were in time.
+        assert_eq!(segment(&streams[0], "peer sched-snd").map(|segment| segment.missing), Some(0));
+        assert_eq!(streams[0].worst.len(), WORST);
+    }
 }

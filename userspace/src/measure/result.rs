@@ -167,6 +167,9 @@ pub struct Percentile {
 pub struct Segment {
     /// `app-sched`, `sched-snd`, `snd-rx` …: from which stamp to which.
     pub name: String,
+    /// It is made of others, and not a part beside them.
+    #[serde(default)]
+    pub sum: bool,
     /// How long it took.
     pub times: Distribution,
     /// Messages for which one of the two stamps did not come.

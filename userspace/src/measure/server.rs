@@ -32,8 +32,6 @@ use crate::socket::{Level, set_level};
 
 /// Sessions at once.
 const MOST_SESSIONS: usize = 64;
-/// A server watches its sockets for so long after a probe, ns: so long it does not add the time to be woken.
-const SPIN_NS: u64 = 20_000;
 
 /// Where and how to serve.
 #[derive(Clone, Debug)]
@@ -42,6 +40,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where answering threads are pinned.
     pub cpu: Option<usize>,
+    /// For so long after a probe an answering thread watches for the next without sleeping, ns.
+    pub spin_ns: u64,
 }
 
 /// A server that listens.
@@ -295,12 +295,9 @@ impl<'a> Session<'a> {
         let addresses = stream.peer_addr().and_then(|client| Ok((client, stream.local_addr()?.ip().to_canonical())));
         let (client, local) = addresses.map_err(|error| error.to_string())?;
         let client = canonical(client);
-        // On the client's own CPU, watching would keep the client from going on.
-        let cpu = shared.options.cpu;
-        let apart =
-            control::boot_id() != client_boot_id || (cpu.is_some() && client_cpu.is_some() && cpu != client_cpu);
+        let apart = control::are_apart(client_boot_id, (client_cpu, shared.options.cpu));
         let (joining, joined) = mpsc::channel();
-        let spin_ns = if apart { SPIN_NS } else { 0 };
+        let spin_ns = if apart { shared.options.spin_ns } else { 0 };
         let mut session = Self { shared, client, tokens: Vec::new(), joined, spin_ns, trains: trains.clone() };
         for (index, request) in trains.into_iter().enumerate() {
             let level = request.check()?;
@@ -327,6 +324,7 @@ impl<'a> Session<'a> {
             protocol: PROTOCOL,
             boot_id: control::boot_id(),
             host: control::host_name(),
+            cpu: self.shared.options.cpu,
             bounds_ns: managed.as_ref().map_or([None; 8], |managed| managed.bounds_ns),
         })?;
         let stop = AtomicBool::new(false);

@@ -145,10 +145,13 @@ impl Session {
             spec.trains.iter().map(|train| request(train.transport, train.level, train.payload, true)).collect();
         trains.extend(plan.sinks.iter().map(|&level| request(Transport::Udp, level, BULK_PAYLOAD, false)));
         let opened = converse(&mut control, target, &open_request(&spec, trains.clone()))?;
-        let Reply::Opened { boot_id, host, bounds_ns, .. } = opened else {
+        let Reply::Opened { boot_id, host, cpu, bounds_ns, .. } = opened else {
             return Err(SessionError::Control { target, source: ControlError::Stranger });
         };
         let same_machine = !boot_id.is_empty() && boot_id == control::boot_id();
+        if !control::are_apart(&boot_id, (spec.cpu, cpu)) {
+            spec.spin_ns = 0;
+        }
         let route = route::to(target.ip());
         spec.clocks = match plan.clock_offset_ns {
             _ if same_machine => Clocks::Same,
@@ -226,7 +229,8 @@ impl Session {
         let mut notes = self.notes();
         let duration_ns = driven.duration_ns;
         let mut reports = Vec::new();
-        if gone.load(Relaxed) || driven.closed {
+        let cut_short = gone.load(Relaxed) || driven.closed;
+        if cut_short {
             notes.push(format!(
                 "{} went away after {} of measuring; what there was until then is kept",
                 self.target,
@@ -253,7 +257,7 @@ impl Session {
                 }
             }
         }
-        Ok(Measured { streams, notes, duration_ns })
+        Ok(Measured { streams, notes, duration_ns, cut_short })
     }
 
     fn limiter_drops(&self) -> Option<[u64; 8]> {

@@ -84,17 +84,15 @@ fn set(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: lib
 /// Room for the control messages of one packet, aligned as they need.
 type Control = [u64; 32];
 
-/// Receives what is there without waiting, and when the kernel got it. The length is that of the datagram, which was cut
-/// if it is larger than the buffer.
+/// Receives what is there without waiting, and when the kernel got it. A datagram that is larger than the buffer is cut.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Stamp)> {
     let mut control: Control = [0; 32];
     let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut header = header(&mut control);
     header.msg_iov = &raw mut data;
     header.msg_iovlen = 1;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     // SAFETY: the header points to the buffer and the control space, which outlive the call.
-    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
     if length < 0 {
         return Err(io::Error::last_os_error());
     }

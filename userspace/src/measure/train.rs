@@ -297,6 +297,8 @@ struct Driver<'a> {
     /// How long before a probe is due the thread stops sleeping.
     ahead_ns: u64,
     closed: bool,
+    /// When the thread last slept.
+    slept_ns: u64,
 }
 
 impl<'a> Driver<'a> {
@@ -342,6 +344,7 @@ impl<'a> Driver<'a> {
             // A thread that never sleeps would take the CPU from everybody, and the kernel would stop it for that.
             ahead_ns: SPIN_NS.min(interval as u64 / 4),
             closed: false,
+            slept_ns: start_ns,
         }
     }
 
@@ -383,7 +386,10 @@ impl<'a> Driver<'a> {
             }
             self.flights.iter_mut().for_each(|flight| flight.recorder.expire(now));
             if now >= self.end_ns && (self.closed || self.is_over(now)) {
-                self.tick(second.0, now, ticks, spare);
+                // What is left of a second, unless there was nothing.
+                if self.flights.iter().any(|flight| flight.recorder.has_interval()) {
+                    self.tick(second.0, now, ticks, spare);
+                }
                 return Ok(now.min(self.end_ns));
             }
             self.rest(now, awake_until, second.1)?;
@@ -478,7 +484,8 @@ impl<'a> Driver<'a> {
     fn rest(&mut self, now: u64, awake_until: u64, second_ns: u64) -> io::Result<()> {
         for flight in &mut self.flights {
             if flight.arrivals == Arrivals::AfterAnswer && flight.due_ns.is_none() && flight.recorder.waiting() == 0 {
-                flight.due_ns = Some(monotonic_ns());
+                let pause = if now.saturating_sub(self.slept_ns) > AWAKE_NS { PAUSE_NS } else { 0 };
+                flight.due_ns = Some(monotonic_ns() + pause);
                 return Ok(());
             }
         }
@@ -495,6 +502,7 @@ impl<'a> Driver<'a> {
             self.flights.iter().map(|flight| (flight.endpoint.as_fd(), flight.full || flight.endpoint.is_blocked()));
         sleep(sockets, (wake - now).min(LOOK_NS))?;
         let woken = monotonic_ns();
+        self.slept_ns = woken;
         for flight in &mut self.flights {
             if flight.full {
                 flight.full = false;
@@ -510,6 +518,11 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// A closed loop at full speed never sleeps, and neither does the other side. Ordinary programs get one twentieth of
+/// the time all the same, or the kernel would stop both for 50 ms in each second (`sched_rt_runtime_us`, or the fair
+/// server since 6.12). Between two probes, so that no sample has it in it.
+const AWAKE_NS: u64 = 10_000_000;
+const PAUSE_NS: u64 = 700_000;
 /// Probes that are sent in a row before anything else is done.
 const CROWD: u32 = 16;
 /// How often the end of a run is looked for.
@@ -545,6 +558,8 @@ pub struct Measured {
     pub notes: Vec<String>,
     /// What was measured, ns.
     pub duration_ns: u64,
+    /// Whether the other side went away before the end.
+    pub cut_short: bool,
 }
 
 /// Connects two UDP sockets with each other. They belong to the namespaces in which they were made, so this may be
@@ -597,7 +612,7 @@ pub fn run(
         Some(TrainReport { counts, left, limiter_dropped: None })
     });
     let (streams, notes) = driven.finish(reports.collect());
-    Ok(Measured { streams, notes, duration_ns })
+    Ok(Measured { streams, notes, duration_ns, cut_short: false })
 }
 
 #[cfg(test)]

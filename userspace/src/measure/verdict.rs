@@ -9,10 +9,23 @@ const NEGLIGIBLE_NS: u64 = 2_000;
 /// A sender that sent less than this share of what it should have could not keep up.
 const KEPT_UP: f64 = 0.99;
 
+/// What Linux leaves to ordinary threads of every second, when real-time ones would take all (sched_rt_runtime_us, and the
+/// fair server since 6.12), ns; a little less, for what is seen of it.
+const THROTTLE_NS: u64 = 25_000_000;
+const THROTTLED: &str = "some of it may be the kernel's: from threads of real-time priority that are always busy it takes some 50 ms \
+                         of every second; a lower --rate or --spin leaves the CPU time for others";
+
+/// Whether the sender stood still for about as long as the kernel makes busy real-time threads.
+fn was_throttled(stream: &Stream) -> bool {
+    stream.lateness.as_ref().and_then(|lateness| lateness.max_ns).is_some_and(|max| max >= THROTTLE_NS)
+}
+
 /// Judges the sender of a stream, of which it should have sent `planned`, if it had a schedule.
 pub fn generator(stream: &Stream, planned: Option<u64>, real_time: bool) -> Generator {
     let sent = stream.counts.map_or(0, |counts| counts.sent);
-    let why = late(&stream.response, stream.lateness.as_ref()).or_else(|| {
+    let late = late(&stream.response, stream.lateness.as_ref());
+    let late = late.map(|why| if real_time && was_throttled(stream) { format!("{why}; {THROTTLED}") } else { why });
+    let why = late.or_else(|| {
         let planned = planned.filter(|&planned| (sent as f64) < planned as f64 * KEPT_UP)?;
         Some(format!("only {sent} of {planned} probes were sent in time"))
     });

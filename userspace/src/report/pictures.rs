@@ -201,7 +201,7 @@ pub(super) fn segments(report: &Report) -> Option<String> {
     let mut bars = Vec::new();
     for sampled in report.streams().filter(|sampled| !sampled.stream.segments.is_empty()) {
         let mut parts = Vec::new();
-        for segment in &sampled.stream.segments {
+        for segment in sampled.stream.segments.iter().filter(|segment| !segment.sum) {
             let kind = kinds.iter().position(|kind| *kind == segment.name).unwrap_or_else(|| {
                 kinds.push(segment.name.clone());
                 kinds.len() - 1

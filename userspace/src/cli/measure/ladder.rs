@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     super::{Failure, interrupt},
     level,
-    probe::{Common, measure, round_trips},
+    probe::{Common, Taken, measure, round_trips},
     show,
 };
 use crate::{
@@ -90,7 +90,7 @@ impl Ladder {
         }
         self.common.output.check()?;
         let mut reporter = self.common.output.reporter()?;
-        let mut document: Option<Document> = None;
+        let (mut document, mut failed): (Option<Document>, _) = (None, None);
         let stop = interrupt::flag();
         for (step, plan) in steps.iter().zip(&plans) {
             if stop.load(Relaxed) {
@@ -100,8 +100,8 @@ impl Ladder {
             let session = match (session, &mut document) {
                 (Ok(session), _) => session,
                 // What the steps before have found is kept.
-                (Err(error), Some(document)) => {
-                    document.notes.push(format!("{}: {error}", step.name));
+                (Err(error), Some(_)) => {
+                    failed = Some(Failure::Failed(format!("{}: {error}; the steps before are kept", step.name)));
                     break;
                 }
                 (Err(error), None) => return Err(error.into()),
@@ -112,11 +112,15 @@ impl Ladder {
                 document.setting["steps"] = json!(steps.iter().map(|step| &step.name).collect::<Vec<_>>());
                 document
             });
-            let (mut run, notes) = measure(session, &step.name, &mut reporter)?;
+            let Taken { mut run, notes, cut_short } = measure(session, &step.name, &mut reporter)?;
             run.figures.push(Figure { name: "rate".to_owned(), value: step.rate, unit: "1/s".to_owned() });
             run.figures.push(Figure { name: "size".to_owned(), value: step.size as f64, unit: "bytes".to_owned() });
             document.runs.push(run);
             document.notes.extend(notes.into_iter().map(|note| format!("{}: {note}", step.name)));
+            if cut_short {
+                failed = Some(Failure::Failed(format!("the server went away at {}", step.name)));
+                break;
+            }
         }
         let mut document = document.ok_or_else(|| Failure::Failed("interrupted before the first step".to_owned()))?;
         if stop.load(Relaxed) {
@@ -132,7 +136,8 @@ impl Ladder {
         let text = format!("{}\n{conclusion}{}", table(&document.runs), show::remarks(&document));
         let live = reporter.finish();
         self.common.output.finish(&document, &text)?;
-        live
+        live?;
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -87,7 +87,7 @@ pub(super) struct Common {
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
     /// Watch for an answer for so long after a probe before sleeping: without the time to be woken, at the price of a CPU
-    #[arg(long, value_name = "TIME", default_value = "40us")]
+    #[arg(long, value_name = "TIME", default_value = "100us")]
     spin: Nanos,
     /// The clocks of the two hosts differ by at most so much: report one-way times
     #[arg(long, value_name = "TIME")]
@@ -219,12 +219,15 @@ impl Common {
         if let Some(session) = &first {
             self.check_bounds(session)?;
         }
+        let mut cut_short = false;
         let found = compare.run(&mut document, "probe", show::run, |name| {
             let session = match first.take() {
                 Some(session) => session,
                 None => Session::open(&plan)?,
             };
-            measure(session, name, &mut reporter)
+            let taken = measure(session, name, &mut reporter)?;
+            cut_short |= taken.cut_short;
+            Ok((taken.run, taken.notes))
         })?;
         let streams = compare.judged(&document.runs);
         document.claims = self.assertions.iter().map(|assertion| assertion.check(&streams)).collect();
@@ -239,6 +242,11 @@ impl Common {
             eprintln!("qjump: a condition does not hold");
             return Err(Failure::DoesNotHold);
         }
+        if cut_short {
+            return Err(Failure::Failed(
+                "the server went away before the end; the results are of what came before".to_owned(),
+            ));
+        }
         if document.runs.iter().flat_map(|run| &run.streams).all(|stream| stream.response.samples == 0) {
             return Err(Failure::Failed("no probe was answered".to_owned()));
         }
@@ -246,8 +254,16 @@ impl Common {
     }
 }
 
+/// A run that was measured.
+pub(super) struct Taken {
+    pub run: Run,
+    pub notes: Vec<String>,
+    /// Whether the server went away before the end.
+    pub cut_short: bool,
+}
+
 /// Measures one run, called `name`, and says how it goes.
-pub(super) fn measure(session: Session, name: &str, reporter: &mut Reporter) -> Result<(Run, Vec<String>), Failure> {
+pub(super) fn measure(session: Session, name: &str, reporter: &mut Reporter) -> Result<Taken, Failure> {
     let trains = session.spec().trains.iter();
     let names: Vec<String> = trains.map(|train| format!("{} level {}", train.transport.name(), train.level)).collect();
     let warm_up_ns = session.spec().warm_up_ns;
@@ -261,7 +277,7 @@ pub(super) fn measure(session: Session, name: &str, reporter: &mut Reporter) -> 
         streams: measured.streams,
         figures: Vec::new(),
     };
-    Ok((run, measured.notes))
+    Ok(Taken { run, notes: measured.notes, cut_short: measured.cut_short })
 }
 
 /// The round trips of a run's first train.

@@ -8,9 +8,12 @@ use super::{
     super::{Failure, interrupt},
     choose_cpu,
 };
-use crate::measure::{
-    control::PORT,
-    server::{Options, Server},
+use crate::{
+    measure::{
+        control::PORT,
+        server::{Options, Server},
+    },
+    units::Nanos,
 };
 
 /// Answer the probes of `qjump measure` on other hosts, until interrupted
@@ -26,16 +29,21 @@ pub struct Serve {
     /// CPU for the threads that answer [default: the last but one that this process may run on]
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
+    /// Watch for the next probe for so long before sleeping: longer than the time between two of them, and no probe
+    /// waits until this host has woken up, at the price of a CPU
+    #[arg(long, value_name = "TIME", default_value = "20us")]
+    spin: Nanos,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let cpu = choose_cpu(self.cpu, 1)?;
-        let server = Server::new(Options { listen: self.listen, cpu })
+        let options = |listen| Options { listen, cpu, spin_ns: self.spin.ns() };
+        let server = Server::new(options(self.listen))
             // A host may be without IPv6.
             .or_else(|error| match error.raw_os_error() {
                 Some(libc::EAFNOSUPPORT) if self.listen.ip().is_unspecified() => {
-                    Server::new(Options { listen: SocketAddr::from(([0; 4], self.listen.port())), cpu })
+                    Server::new(options(SocketAddr::from(([0; 4], self.listen.port()))))
                 }
                 _ => Err(error),
             })

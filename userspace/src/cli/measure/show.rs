@@ -59,7 +59,7 @@ fn streams(run: &Run) -> Table {
         "bound",
         "over it",
     ];
-    let mut table = Table::new(columns);
+    let mut table = Table::new(columns).left(0);
     for stream in &run.streams {
         let mut row = |name: String, what: &str, times: &Distribution, bound: bool| {
             let p99 = times.percentiles.iter().find(|shown| shown.percent == 99.0);

@@ -12,7 +12,7 @@ use super::{
     super::{Failure, interrupt},
     choose_cpu, level,
     output::{Output, Reporter},
-    probe::measure,
+    probe::{Taken, measure},
     resolve, show,
 };
 use crate::{
@@ -168,7 +168,7 @@ impl SwitchCheck {
             "target": plan.target.to_string(), "flood_bps": self.rate.bps(), "probe_rate_per_s": self.probe_rate,
             "levels": self.level.iter().map(|level| level.number()).collect::<Vec<_>>(),
         });
-        let stop = interrupt::flag();
+        let (stop, mut failed) = (interrupt::flag(), None);
         let floods = std::iter::once(None).chain(self.level[..self.level.len() - 1].iter().copied().map(Some));
         for flooded in floods {
             if stop.load(Relaxed) {
@@ -176,13 +176,17 @@ impl SwitchCheck {
                 break;
             }
             match self.step(flooded, &mut reporter) {
-                Ok((run, notes)) => {
+                Ok(Taken { run, notes, cut_short: false }) => {
                     document.runs.push(run);
                     document.notes.extend(notes);
                 }
                 // What was found before is kept.
-                Err(Failure::Failed(message)) if !document.runs.is_empty() => {
-                    document.notes.push(message);
+                Ok(Taken { .. }) => {
+                    failed = Some(Failure::Failed("the server went away; what was found before is kept".to_owned()));
+                    break;
+                }
+                Err(failure) if !document.runs.is_empty() => {
+                    failed = Some(failure);
                     break;
                 }
                 Err(failure) => return Err(failure),
@@ -215,11 +219,14 @@ impl SwitchCheck {
         let live = reporter.finish();
         self.output.finish(&document, &text)?;
         live?;
+        if let Some(failure) = failed {
+            return Err(failure);
+        }
         if document.claims.iter().all(|claim| claim.holds == Some(true)) { Ok(()) } else { Err(Failure::DoesNotHold) }
     }
 
     /// Probes at all levels, beside a flood at one.
-    fn step(&self, flooded: Option<Level>, reporter: &mut Reporter) -> Result<(Run, Vec<String>), Failure> {
+    fn step(&self, flooded: Option<Level>, reporter: &mut Reporter) -> Result<Taken, Failure> {
         let mut session = Session::open(&self.plan(flooded)?)?;
         let name = flooded.map_or_else(|| "alone".to_owned(), |level| format!("flood at level {level}"));
         let sinks = session.take_sinks();

@@ -23,14 +23,17 @@
 
 mod barrier;
 mod bound;
+pub mod cache;
 pub mod claims;
 mod lab;
 pub mod load;
+mod memcached;
 mod others;
 pub mod ping;
 mod placement;
 pub mod probe;
 mod ptp;
+mod rate_sweep;
 mod run;
 mod switch_queue;
 mod text;
@@ -53,12 +56,14 @@ pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 6] = [
+pub static ALL: [&Experiment; 8] = [
     &placement::PLACEMENT,
     &ptp::PTP,
     &switch_queue::SWITCH_QUEUE,
+    &memcached::MEMCACHED,
     &barrier::BARRIER,
     &two_phase_commit::TWO_PHASE_COMMIT,
+    &rate_sweep::RATE_SWEEP,
     &bound::BOUND,
 ];
 

@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::Ipv4Addr,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -12,15 +10,15 @@ use anyhow::{Context, Result, ensure};
 use qjump_ebpf::Level;
 use serde_json::json;
 
-use super::{Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims, load::Load};
+use super::{BULK_CPU, Case, Done, Experiment, Findings, Lab, Setup, cache::Cache, claims, load::Load};
 use crate::{
     config::QueueChoice,
     measure::{
         Latencies,
-        memcached::{self, Client, Workload},
+        memcached::{Popularity, Sizes, Workload},
         result::{Curve, Interval, Run, Sample, Stream},
     },
-    plan::{Demand, LevelSpec, Plan},
+    plan::{Demand, ETHERNET_MTU, LevelSpec, OverRule, Plan},
     testbed::{
         Process,
         apps::{
@@ -55,8 +53,8 @@ const SERVER: usize = 2;
 const CLIENT: usize = 3;
 /// Where Sync messages arrive, and where memcached's answers do.
 const BULK: [(usize, usize); 2] = [(4, SLAVE), (5, CLIENT)];
-/// Of level 7, L2 bytes: PTP's messages are shorter.
-const MAX_PACKET: u32 = 256;
+/// Of guaranteed levels, L2 bytes. PTP's messages are at most 106.
+const MAX_PACKET: u32 = 128;
 /// For how long a CPU may be away, by the plan.
 const MACHINE: Nanos = Nanos::from_ns(500_000);
 /// A message in 2^-6 s.
@@ -65,7 +63,6 @@ const LOG_INTERVAL: i32 = -6;
 const START: Duration = Duration::from_secs(20);
 /// Until ptpd's filters have settled.
 const WARM_UP: Duration = Duration::from_secs(2);
-const MEMCACHED_PORT: u16 = 11_211;
 /// Names of streams.
 const OFFSET: &str = "clock offset";
 const MEMCACHED: &str = "memcached";
@@ -74,13 +71,16 @@ fn cache_level() -> Level {
     Level::new(5).expect("levels are 0 to 7")
 }
 
+/// One packet in an epoch would not do for the clock: a master sends Sync and Follow_Up together, and a slave asks at random
+/// times. What comes too early would wait in its host, and ptpd has no patience with a kernel that stamps late. So level 7
+/// has a rate that is next to nothing, a burst of four messages, and drops what is beyond.
 fn plan(setup: &Setup) -> Result<Plan> {
-    let cache = LevelSpec {
-        burst: Some(6_000),
-        max_packet: Some(1_514),
-        ..LevelSpec::new(cache_level(), Demand::Rate(Rate::from_bps(10_000_000)))
+    let bucket = |level, bps, burst| LevelSpec {
+        burst: Some(burst),
+        ..LevelSpec::new(level, Demand::Rate(Rate::from_bps(bps)))
     };
-    let clock = LevelSpec::new(Level::STRICTEST, Demand::Factor(1.0));
+    let clock = LevelSpec { every_host: true, over: Some(OverRule::Police), ..bucket(Level::STRICTEST, 500_000, 500) };
+    let cache = LevelSpec { max_packet: Some(ETHERNET_MTU), ..bucket(cache_level(), 10_000_000, 6_000) };
     setup.plan(MAX_PACKET, MACHINE, vec![clock, cache])
 }
 
@@ -91,7 +91,7 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let case = |name: &str, about: &str, load: Load, plan: Option<Plan>| {
         let setting = json!({
             "ptpd": {"master": "h1", "slave": "h2", "messages_per_second": 1u32 << -LOG_INTERVAL},
-            "memcached": {"server": "h3", "client": "h4"},
+            "memcached": requests(duration).to_json(),
             "load": load.to_json(),
         });
         let bound_ns = plan.as_ref().and_then(|plan| plan.levels[0].bound_ns).map(|ns| ns as u64);
@@ -120,7 +120,7 @@ fn measure(lab: &Lab<'_>, load: &Load, levels: bool, bound_ns: Option<u64>, dura
     let ((records, asked), figures) = load.beside(lab, || {
         let mut clocks = Clocks::start(lab, clock)?;
         let start_ns = unix_ns();
-        let asked = ask(lab, cache, duration)?;
+        let asked = requests(duration).ask(lab, cache)?;
         clocks.slave.stop()?;
         let mut records = clocks.records()?;
         records.retain(|record| record.at_ns >= start_ns);
@@ -133,6 +133,12 @@ fn measure(lab: &Lab<'_>, load: &Load, levels: bool, bound_ns: Option<u64>, dura
     run.figures.extend(figures);
     let warm_up = load.warm_up() + WARM_UP;
     Ok(Run { warm_up_ns: warm_up.as_nanos() as u64, streams, ..run })
+}
+
+/// 500 requests a second, to ETC's values.
+fn requests(duration: Duration) -> Cache {
+    let workload = Workload { keys: 1_000, sets: 0.1, popularity: Popularity::Zipf(0.99), sizes: Sizes::Etc, seed: 1 };
+    Cache { server: SERVER, client: CLIENT, rate: 500.0, connections: 16, depth: 16, workload, duration }
 }
 
 fn unix_ns() -> u64 {
@@ -210,7 +216,7 @@ impl Clocks {
         let start = |role: Role, host: usize, file: &Scratch| {
             let interface = lab.rack.interface(host);
             let arguments = ptpd::arguments(role, &interface, LOG_INTERVAL, file.path());
-            lab.program(host, "ptpd").args(arguments).level(level).cpu(PROBE_CPU).start()
+            lab.program(host, "ptpd").args(arguments).level(level).cpu(BULK_CPU).start()
         };
         let files = ["ptp-master", "ptp-slave"].map(Scratch::new);
         let master = start(Role::Master, MASTER, &files[0])?;
@@ -237,42 +243,6 @@ impl Clocks {
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
     }
-}
-
-/// Asks memcached on one host from another, open loop.
-fn ask(lab: &Lab<'_>, level: Option<Level>, duration: Duration) -> Result<memcached::Outcome> {
-    let (address, port) = (lab.rack.address(SERVER), MEMCACHED_PORT.to_string());
-    let words = ["-u", "nobody", "-l", &address, "-p", &port, "-t", "1"];
-    let _server = lab.program(SERVER, "memcached").args(words).level(level).cpu(PROBE_CPU).start()?;
-    lab.listening(SERVER, MEMCACHED_PORT)?;
-    let to = (address.parse::<Ipv4Addr>()?, MEMCACHED_PORT).into();
-    let client = Client {
-        level,
-        congestion: Some("cubic".into()),
-        rate: 500.0,
-        duration: WARM_UP + duration,
-        warm_up: WARM_UP,
-        cpu: Some(PROBE_CPU),
-        workload: Workload { keys: 1_000, ..Client::new(to).workload },
-        seed: lab.setup.seed,
-        ..Client::new(to)
-    };
-    let (progress, over) = (memcached::Progress::default(), AtomicBool::new(false));
-    let outcome = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Relaxed) {
-                if lab.check().is_err() {
-                    progress.stop();
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let outcome = lab.rack.host(CLIENT).enter(|| client.run(&progress, &mut |_| ()));
-        over.store(true, Relaxed);
-        outcome
-    })?;
-    lab.check()?;
-    Ok(outcome)
 }
 
 fn judge(_: &Setup, done: &[Done]) -> Findings {
