@@ -4,7 +4,7 @@
 use crate::{LEVELS, Level, LevelLimit, REASONS};
 
 /// Version of everything in this module. Pins of another version are not reused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// One configuration slot of the map [`crate::names::CONFIG`]. The program reads `flags` and
 /// `limits`; `plan` is there for people who ask what is in force.
@@ -87,7 +87,9 @@ pub struct PlanRecord {
     /// The host's queue: [`QUEUE_KEEP`], [`QUEUE_HTB`] or [`QUEUE_FQ`].
     pub queue: u32,
     /// 1 if the load created the interface's clsact qdisc, so that unload may remove it.
-    pub created_clsact: u32,
+    pub created_clsact: u16,
+    /// Why the queue is what it is, as the user side numbers the reasons; 0 if that is not known.
+    pub queue_why: u16,
     /// Where the program is attached: [`HOOK_TCX`] or [`HOOK_CLSACT`].
     pub hook: u32,
     /// Rate that the queue shapes everything to, bit/s; 0 if it does not.
@@ -202,6 +204,7 @@ impl Config {
             ifindex: 0,
             queue: QUEUE_KEEP,
             created_clsact: 0,
+            queue_why: 0,
             hook: HOOK_TCX,
             host_rate_bps: 0,
             gso_before: 0,

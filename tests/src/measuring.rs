@@ -45,7 +45,12 @@ impl Server {
 
     /// On this address.
     pub fn listening_on(netns: Option<&NetNs>, listen: &str) -> Result<Self> {
-        let mut child = qjump(netns, &["measure", "serve", "--listen", listen]).spawn()?;
+        Self::with(netns, &["--listen", listen])
+    }
+
+    /// With these arguments.
+    pub fn with(netns: Option<&NetNs>, arguments: &[&str]) -> Result<Self> {
+        let mut child = qjump(netns, &[&["measure", "serve"], arguments].concat()).spawn()?;
         let mut said = BufReader::new(child.stderr.take().context("no stderr")?);
         let mut line = String::new();
         said.read_line(&mut line)?;

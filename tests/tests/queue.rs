@@ -57,6 +57,7 @@ fn loads_and_unloads_leave_the_queue_as_they_found_it() -> Result<()> {
         assert_eq!(host_state(&link)?, loaded);
         let status = link.status()?;
         assert_eq!((&status["queue"], &status["queue_problems"]), (&json!("htb"), &json!([])));
+        assert_eq!(status["queue_why"], "--queue asks for it");
         let paced = status["levels"].as_array().unwrap().iter().filter(|level| level["over"] == "pace").count();
         assert_eq!(paced, 2);
         // To keep and back, and then away.

@@ -617,7 +617,7 @@ mod tests {
     use crate::{
         check::{Cgroups, Link, Rewrite, holds},
         config::QueueChoice,
-        dataplane::{Capability, Chosen, netlink::EgressFilter},
+        dataplane::{Capability, Chosen, Why, netlink::EgressFilter},
         plan::{Demand, LevelSpec, Model, Network, Plan},
         units::{Nanos, Rate},
     };
@@ -644,7 +644,7 @@ mod tests {
 
     /// A host and an interface without any fault.
     fn good() -> Facts {
-        let queue = Chosen { queue: Queue::Fq, why: "the best".to_owned(), falls_short: false };
+        let queue = Chosen { queue: Queue::Fq, reason: Why::Best, why: "the best".to_owned(), falls_short: false };
         let foreseen =
             Foreseen { hook: "tcx", replaces: false, queue, displaces: None, gso_cap: None, removes_stale: false };
         let trial = Trial { egress: Ok(()), refused: Vec::new(), tcx: Ok(()), clsact: Ok(()) };
@@ -763,7 +763,10 @@ mod tests {
             (|_, one| one.load = Some(Load::Refused("no; do".into())), Broken, "load"),
             (|_, one| one.load = Some(Load::Unseen("no".into())), Warning, "load"),
             (
-                |_, one| foreseen(one).queue = Chosen { queue: Queue::Keep, why: "no".into(), falls_short: true },
+                |_, one| {
+                    foreseen(one).queue =
+                        Chosen { queue: Queue::Keep, reason: Why::Foreign, why: "no".into(), falls_short: true }
+                },
                 Warning,
                 "queue",
             ),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
-    dataplane::{self, Error, InterfaceStatus, LevelStatus},
+    dataplane::{self, Error, InterfaceStatus, LevelStatus, Why},
     plan::{Claims, bound_in_force, show_factor},
     qdisc::Queue,
     table::Table,
@@ -172,6 +172,7 @@ fn interface_json(status: &InterfaceStatus) -> Value {
         "link_rate_bps": plan.link_rate_bps,
         "epsilon_ns": plan.epsilon_ns,
         "queue": status.queue.name(),
+        "queue_why": Why::of_number(status.config.plan.queue_why).map(|why| why.to_string()),
         "queue_problems": status.queue_problems,
         "host_rate_bps": (plan.host_rate_bps > 0).then_some(plan.host_rate_bps),
         "pcp": pcp(&status.config),
@@ -252,9 +253,10 @@ impl std::fmt::Display for Text<'_> {
             0 => String::new(),
             rate => format!(", all of it shaped to {}", show_rate(rate as f64)),
         };
+        let why = Why::of_number(plan.queue_why).map_or_else(String::new, |why| format!(" ({why})"));
         match status.queue {
-            Queue::Keep => writeln!(f, "queue: as it was; nothing waits for its level")?,
-            queue => writeln!(f, "queue: {}, where packets wait for their level{host_rate}", queue.name())?,
+            Queue::Keep => writeln!(f, "queue: as it was; nothing waits for its level{why}")?,
+            queue => writeln!(f, "queue: {}, where packets wait for their level{host_rate}{why}", queue.name())?,
         }
         for problem in &status.queue_problems {
             writeln!(f, "QUEUE NOT AS IT SHOULD BE: {problem}; run `qjump load` again")?;

@@ -38,10 +38,77 @@ const LONGEST_GSO_NS: u64 = 100_000;
 pub struct Chosen {
     /// Which.
     pub queue: Queue,
-    /// Why this one.
+    /// Why this one, as it is kept.
+    pub reason: Why,
+    /// The same for people, with what is special about this interface.
     pub why: String,
     /// Whether nothing holds packets back though a level is to be paced, and nobody asked for that.
     pub falls_short: bool,
+}
+
+/// Why an interface's queue is what it is. The numbers are kept beside the plan, for `status`; they are never renumbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Why {
+    /// `--queue fq` or `--queue htb`.
+    Asked = 1,
+    /// `--queue keep`.
+    AskedToKeep = 2,
+    /// fq, of all that `auto` may choose.
+    Best = 3,
+    /// HTB, because there is no fq.
+    NoFq = 4,
+    /// HTB, because of `--host-rate`.
+    HostRate = 5,
+    /// None, because nothing would wait in it.
+    NothingPaced = 6,
+    /// None, because somebody else has set one up.
+    Foreign = 7,
+    /// None: HTB would hide the level from a VLAN device.
+    Vlan = 8,
+    /// None, because the kernel has none of them.
+    NothingThere = 9,
+    /// fq cannot do what `--host-rate` asks for.
+    FqHasNoRate = 10,
+}
+
+impl Why {
+    const ALL: [Self; 10] = [
+        Self::Asked,
+        Self::AskedToKeep,
+        Self::Best,
+        Self::NoFq,
+        Self::HostRate,
+        Self::NothingPaced,
+        Self::Foreign,
+        Self::Vlan,
+        Self::NothingThere,
+        Self::FqHasNoRate,
+    ];
+
+    /// The reason of this number in a plan's record.
+    pub fn of_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|why| *why as u16 == number)
+    }
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Asked => "--queue asks for it",
+            Self::AskedToKeep => "--queue keep leaves the queue alone",
+            Self::Best => "the best there is, and this kernel has it",
+            Self::NoFq => "this kernel has no fq with prio",
+            Self::HostRate => "fq has no rate for everything",
+            Self::NothingPaced => "no level is paced",
+            Self::Foreign => {
+                "the interface has a queue of somebody else; --queue htb or fq replaces it if it can be put back"
+            }
+            Self::Vlan => "HTB's classes would hide the level from the VLAN's priority map; load the device below",
+            Self::NothingThere => "this kernel has neither fq with prio nor HTB",
+            Self::FqHasNoRate => "fq has no rate for everything; use --queue htb",
+        })
+    }
 }
 
 /// Finds the queue for an interface. Changes nothing.
@@ -56,18 +123,17 @@ pub fn choose(
         let why = format!("{rate} is less than what the levels may send together, {}", show_rate(sum_bps));
         return Err(Error::HostRate { interface: interface.name.clone(), why });
     }
-    let chosen = |queue, why: String| Ok(Chosen { queue, why, falls_short: false });
-    let keep = |why: String, falls_short| {
+    let because = |queue, reason: Why, falls_short| Chosen { queue, reason, why: reason.to_string(), falls_short };
+    let chosen = |queue, reason| Ok(because(queue, reason, false));
+    let keep = |why: Why, falls_short| {
         if host_rate.is_some() {
-            return Err(Error::HostRate { interface: interface.name.clone(), why });
+            return Err(Error::HostRate { interface: interface.name.clone(), why: why.to_string() });
         }
-        Ok(Chosen { queue: Queue::Keep, why, falls_short })
+        Ok(because(Queue::Keep, why, falls_short))
     };
     match choice {
-        QueueChoice::Keep => keep("--queue keep leaves the queue alone".to_owned(), false),
-        QueueChoice::Fq if host_rate.is_some() => {
-            keep("fq has no rate for everything; use --queue htb".to_owned(), false)
-        }
+        QueueChoice::Keep => keep(Why::AskedToKeep, false),
+        QueueChoice::Fq if host_rate.is_some() => keep(Why::FqHasNoRate, false),
         QueueChoice::Fq | QueueChoice::Htb => {
             let available = qdisc::available()?;
             let (queue, kind, there) = match choice {
@@ -77,35 +143,31 @@ pub fn choose(
             if !there {
                 return Err(Error::NoQueue { queue: queue.name(), kind });
             }
-            chosen(queue, format!("--queue {} asks for it", queue.name()))
+            chosen(queue, Why::Asked)
         }
         QueueChoice::Auto => {
             if host_rate.is_none() && !plan.levels.iter().any(|level| may_be_paced(level.spec.over, level.charge)) {
-                return keep("no level is paced".to_owned(), false);
+                return keep(Why::NothingPaced, false);
             }
             if let Owner::Foreign { kind, handle, .. } = qdisc::owner(interface.index)? {
                 let why = format!(
                     "its queue is {kind} {handle} of somebody else; --queue htb or fq replaces it if it can be put back"
                 );
-                return keep(why, true);
+                return Ok(Chosen { why, ..keep(Why::Foreign, true)? });
             }
             let available = qdisc::available()?;
             if host_rate.is_none() && available.fq && available.prio {
-                chosen(Queue::Fq, "the best there is, and this kernel has it".to_owned())
+                chosen(Queue::Fq, Why::Best)
             } else if available.htb && !interface.is_vlan {
-                let why = if host_rate.is_some() { "fq has no rate for everything" } else { NO_FQ };
-                chosen(Queue::Htb, why.to_owned())
+                chosen(Queue::Htb, if host_rate.is_some() { Why::HostRate } else { Why::NoFq })
             } else if available.htb {
-                let why = "HTB's classes would hide the level from the VLAN's priority map; load the device below";
-                keep(why.to_owned(), true)
+                keep(Why::Vlan, true)
             } else {
-                keep("this kernel has neither fq with prio nor HTB".to_owned(), true)
+                keep(Why::NothingThere, true)
             }
         }
     }
 }
-
-const NO_FQ: &str = "this kernel has no fq with prio";
 
 /// A level that HTB spaces without any slack, so that what late timers cost is lost.
 pub fn loses_late_timers(plan: &Plan, queue: Queue) -> Option<Level> {

@@ -470,6 +470,7 @@ fn decide(interface: &Interface, pins: &Pins, request: &Request<'_>, found: &Fou
     if gso_cap.is_some() {
         config.plan.gso_before = gso_max_segs;
     }
+    config.plan.queue_why = chosen.reason as u16;
     let bytes = before.to_bytes();
     config.plan.queue_before_len = bytes.len() as u32;
     config
@@ -665,7 +666,7 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
             let adds_clsact = hook == Hook::Clsact
                 && !netlink::has_clsact(interface.index).map_err(Error::io(&name, "listing its qdiscs"))?;
             let was_ours = matches!(found, Found::Leftovers { created_clsact: true });
-            config.plan.created_clsact = u32::from(adds_clsact || (hook == Hook::Clsact && was_ours));
+            config.plan.created_clsact = u16::from(adds_clsact || (hook == Hook::Clsact && was_ours));
             // Written before the qdisc is there: a load that is killed in between leaves its name on it.
             maps.initialise(&config).map_err(Error::io(&name, "writing its configuration"))?;
             let record = config.plan;

@@ -14,7 +14,7 @@ mod status;
 pub mod sys;
 mod trial;
 
-pub use enforce::{Chosen, loses_late_timers};
+pub use enforce::{Chosen, Why, loses_late_timers};
 pub use error::Error;
 pub(crate) use error::shorten;
 pub use load::{

@@ -60,3 +60,67 @@ pub(super) fn wait_until(due_ns: u64) {
         std::hint::spin_loop();
     }
 }
+
+/// A closed loop at full speed keeps real-time threads on both sides busy. If ordinary programs want their CPUs, the kernel
+/// stops such threads for 50 ms in each second (`sched_rt_runtime_us`, and the fair server since 6.12), unless they rest by
+/// themselves. (Naps between the probes of a fast schedule are too short to count.)
+#[derive(Debug)]
+pub(super) struct Vigil {
+    since_ns: u64,
+    slept_ns: u64,
+}
+
+impl Vigil {
+    const WINDOW_NS: u64 = 10_000_000;
+    /// Of each window: more than the twentieth that the kernel asks for.
+    const REST_NS: u64 = 700_000;
+
+    pub(super) const fn new(now_ns: u64) -> Self {
+        Self { since_ns: now_ns, slept_ns: 0 }
+    }
+
+    /// How long the thread must sleep before it may go on, ns.
+    pub(super) const fn due_rest_ns(&mut self, now_ns: u64) -> u64 {
+        if now_ns < self.since_ns + Self::WINDOW_NS {
+            return 0;
+        }
+        let rest = Self::REST_NS.saturating_sub(self.slept_ns);
+        if rest == 0 {
+            *self = Self::new(now_ns);
+        }
+        rest
+    }
+
+    /// The thread has slept.
+    pub(super) const fn slept(&mut self, ns: u64) {
+        self.slept_ns += ns;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vigil_asks_for_its_rest_in_each_window() {
+        const MS: u64 = 1_000_000;
+        let mut vigil = Vigil::new(0);
+        assert_eq!((vigil.due_rest_ns(0), vigil.due_rest_ns(10 * MS - 1)), (0, 0));
+        assert_eq!(vigil.due_rest_ns(10 * MS), Vigil::REST_NS);
+        vigil.slept(400_000);
+        assert_eq!(vigil.due_rest_ns(11 * MS), 300_000);
+        vigil.slept(300_000);
+        // A new window begins.
+        assert_eq!((vigil.due_rest_ns(12 * MS), vigil.due_rest_ns(22 * MS - 1)), (0, 0));
+        // Who sleeps enough anyway is never asked.
+        vigil.slept(5 * MS);
+        assert_eq!(vigil.due_rest_ns(22 * MS), 0);
+    }
+
+    #[test]
+    fn both_clocks_go_on_together() {
+        let (one, other) = (Moment::now(), Moment::now());
+        let (monotonic, real) = (other.monotonic_ns - one.monotonic_ns, other.real_ns.abs_diff(one.real_ns));
+        assert!(monotonic.abs_diff(real) < 1_000_000, "{monotonic} and {real}");
+    }
+}

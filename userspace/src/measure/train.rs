@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::{
     Latencies, Priority, Transport,
-    clock::{Moment, SPIN_NS},
+    clock::{Moment, SPIN_NS, Vigil},
     control::TrainReport,
     endpoint::{Endpoint, Received, Sent, sleep},
     pin_and_prioritise,
@@ -297,8 +297,7 @@ struct Driver<'a> {
     /// How long before a probe is due the thread stops sleeping.
     ahead_ns: u64,
     closed: bool,
-    /// When the thread last slept.
-    slept_ns: u64,
+    vigil: Vigil,
 }
 
 impl<'a> Driver<'a> {
@@ -341,10 +340,10 @@ impl<'a> Driver<'a> {
             start_ns,
             counted_ns,
             end_ns: counted_ns + spec.duration_ns,
-            // A thread that never sleeps would take the CPU from everybody, and the kernel would stop it for that.
+            // At high rates there would be no time to sleep at all.
             ahead_ns: SPIN_NS.min(interval as u64 / 4),
             closed: false,
-            slept_ns: start_ns,
+            vigil: Vigil::new(start_ns),
         }
     }
 
@@ -484,8 +483,8 @@ impl<'a> Driver<'a> {
     fn rest(&mut self, now: u64, awake_until: u64, second_ns: u64) -> io::Result<()> {
         for flight in &mut self.flights {
             if flight.arrivals == Arrivals::AfterAnswer && flight.due_ns.is_none() && flight.recorder.waiting() == 0 {
-                let pause = if now.saturating_sub(self.slept_ns) > AWAKE_NS { PAUSE_NS } else { 0 };
-                flight.due_ns = Some(monotonic_ns() + pause);
+                // Between two probes, so that no sample has it in it.
+                flight.due_ns = Some(monotonic_ns() + self.vigil.due_rest_ns(now));
                 return Ok(());
             }
         }
@@ -493,7 +492,7 @@ impl<'a> Driver<'a> {
         let due = due.filter(|&due| due < self.end_ns).unwrap_or(self.end_ns.max(now + LINGER_NS));
         let deadline = self.flights.iter().filter_map(|flight| flight.recorder.deadline_ns()).min();
         let wake = due.saturating_sub(self.ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
-        if now < awake_until || wake <= now {
+        if wake <= now || now < awake_until {
             std::hint::spin_loop();
             return Ok(());
         }
@@ -502,7 +501,7 @@ impl<'a> Driver<'a> {
             self.flights.iter().map(|flight| (flight.endpoint.as_fd(), flight.full || flight.endpoint.is_blocked()));
         sleep(sockets, (wake - now).min(LOOK_NS))?;
         let woken = monotonic_ns();
-        self.slept_ns = woken;
+        self.vigil.slept(woken - now);
         for flight in &mut self.flights {
             if flight.full {
                 flight.full = false;
@@ -518,11 +517,6 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// A closed loop at full speed never sleeps, and neither does the other side. Ordinary programs get one twentieth of
-/// the time all the same, or the kernel would stop both for 50 ms in each second (`sched_rt_runtime_us`, or the fair
-/// server since 6.12). Between two probes, so that no sample has it in it.
-const AWAKE_NS: u64 = 10_000_000;
-const PAUSE_NS: u64 = 700_000;
 /// Probes that are sent in a row before anything else is done.
 const CROWD: u32 = 16;
 /// How often the end of a run is looked for.

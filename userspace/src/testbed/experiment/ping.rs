@@ -24,9 +24,9 @@ pub struct Ping {
     pub to: usize,
     /// The level of the requests, by `qjump run`. Answers are the kernel's, at level 0.
     pub level: Option<Level>,
-    /// Between two requests.
+    /// Between two requests, whole milliseconds: ping drops the rest.
     pub interval: Nanos,
-    /// For how long, whole seconds.
+    /// For how long; ping rounds it up to whole seconds.
     pub time: Duration,
 }
 
@@ -44,7 +44,7 @@ impl Ping {
     pub fn start(self, lab: &Lab<'_>) -> Result<Pinging> {
         let interval = format!("{:.4}", self.interval.ns() as f64 / 1e9);
         // A deadline rather than a number: on a busy CPU it sends less often than it was told to.
-        let deadline = self.time.as_secs().max(1).to_string();
+        let deadline = (self.time.as_secs_f64().ceil() as u64).to_string();
         let process = lab
             .program(self.from, "ping")
             .args(["-n", "-i", &interval, "-w", &deadline, &lab.rack.address(self.to)])

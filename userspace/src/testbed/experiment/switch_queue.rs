@@ -44,8 +44,12 @@ const PING_SENDER: usize = 7;
 const MAX_PACKET: u32 = 256;
 /// For how long a CPU may be away, by the plan.
 const MACHINE: Nanos = Nanos::from_ns(500_000);
-/// Between two probes, and between two requests of ping: a little more than an epoch.
+/// Between two probes: a little more than an epoch.
 const INTERVAL: Nanos = Nanos::from_ns(2_500_000);
+/// The same for ping, which knows whole milliseconds alone.
+const PING_INTERVAL: Nanos = Nanos::from_ns(3_000_000);
+/// Beside a queue of 20 ms, a CPU that is away for so long decides nothing.
+const BESIDE_A_QUEUE: Nanos = Nanos::from_ns(10_000_000);
 
 fn plan(setup: &Setup, demand: Demand) -> Result<Plan> {
     let tolerance = if demand == Demand::Unlimited { Nanos::from_ns(0) } else { TOLERANCE };
@@ -55,7 +59,7 @@ fn plan(setup: &Setup, demand: Demand) -> Result<Plan> {
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let (limited, marked) = (plan(setup, Demand::Factor(1.0))?, plan(setup, Demand::Unlimited)?);
     let bound_ns = limited.levels[0].bound_ns.map(|ns| ns as u64);
-    let count = setup.pick(1_200, 12_000);
+    let count = setup.pick(1_400, 12_000);
     let greedy = || Load::Greedy(BULK_SENDERS.map(|host| (host, RECEIVER)).to_vec());
     let case = |name: &str, about: &str, load: Load, bound_ns: Option<u64>| {
         let setting = load.to_json();
@@ -65,11 +69,13 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let keep = QueueChoice::Keep;
     Ok(vec![
         case("alone", "nothing else on the network", Load::Idle, None),
-        case("contended", "iperf3 from two hosts, plain Ethernet", greedy(), None),
+        case("contended", "iperf3 from two hosts, plain Ethernet", greedy(), None).allow(BESIDE_A_QUEUE),
         case("priority", "the same, strict priority in the switch, no limits", greedy(), None)
             .strict()
             .plan(marked, keep),
-        case("limiter", "the same, limits on every host, no priorities", greedy(), None).plan(limited.clone(), keep),
+        case("limiter", "the same, limits on every host, no priorities", greedy(), None)
+            .plan(limited.clone(), keep)
+            .allow(BESIDE_A_QUEUE),
         case("qjump", "the same, limits and priorities", greedy(), bound_ns)
             .strict()
             .plan(limited, keep)
@@ -82,7 +88,7 @@ fn measure(lab: &Lab<'_>, load: &Load, count: u64, bound_ns: Option<u64>) -> Res
     let train = Train { from: PROBE_SENDER, to: RECEIVER, level, interval: INTERVAL, count, bound_ns };
     let (streams, figures) = load.beside(lab, || {
         let time = Duration::from_nanos(train.duration_ns());
-        let ping = Ping { from: PING_SENDER, to: RECEIVER, level: Some(level), interval: INTERVAL, time };
+        let ping = Ping { from: PING_SENDER, to: RECEIVER, level: Some(level), interval: PING_INTERVAL, time };
         let ping = ping.start(lab)?;
         let mut streams = train.run(lab)?;
         streams.push(ping.finish()?);
