@@ -121,8 +121,10 @@ fn disturbed(document: &Document) -> bool {
 fn switch_queue_needs_both_priorities_and_limits() -> Result<()> {
     let document = quick("switch-queue")?;
     for what in ["udp level 7 up", "udp level 7", "ping"] {
-        let p99 = |case| percentile(&document, case, what, 99.0);
-        assert!(p99("contended")? > 3.0 * p99("qjump")?, "{what}");
+        // In so short a time, ping has too few samples for a p99.
+        let percent = if what == "ping" { 50.0 } else { 99.0 };
+        let high = |case| percentile(&document, case, what, percent);
+        assert!(high("contended")? > 3.0 * high("qjump")?, "{what}");
         let p50 = |case| percentile(&document, case, what, 50.0);
         assert!(p50("contended")? > 10.0 * p50("alone")?, "{what}");
         // Limits alone leave iperf3's queue where it is.

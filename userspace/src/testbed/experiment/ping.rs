@@ -24,7 +24,7 @@ pub struct Ping {
     pub to: usize,
     /// The level of the requests, by `qjump run`. Answers are the kernel's, at level 0.
     pub level: Option<Level>,
-    /// Between two requests, whole milliseconds: ping drops the rest.
+    /// Between two requests, at least 10 ms: ping cannot do less where answers are late.
     pub interval: Nanos,
     /// For how long; ping rounds it up to whole seconds.
     pub time: Duration,

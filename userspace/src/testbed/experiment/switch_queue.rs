@@ -46,8 +46,9 @@ const MAX_PACKET: u32 = 256;
 const MACHINE: Nanos = Nanos::from_ns(500_000);
 /// Between two probes: a little more than an epoch.
 const INTERVAL: Nanos = Nanos::from_ns(2_500_000);
-/// The same for ping, which knows whole milliseconds alone.
-const PING_INTERVAL: Nanos = Nanos::from_ns(3_000_000);
+/// The same for ping. It waits for an answer for up to 10 ms (`MININTERVAL` in iputils), so it cannot do less where answers
+/// are late.
+const PING_INTERVAL: Nanos = Nanos::from_ns(10_000_000);
 /// Beside a queue of 20 ms, a CPU that is away for so long decides nothing.
 const BESIDE_A_QUEUE: Nanos = Nanos::from_ns(10_000_000);
 
