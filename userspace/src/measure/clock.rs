@@ -61,39 +61,55 @@ pub(super) fn wait_until(due_ns: u64) {
     }
 }
 
-/// A closed loop at full speed keeps real-time threads on both sides busy. If ordinary programs want their CPUs, the kernel
-/// stops such threads for 50 ms in each second (`sched_rt_runtime_us`, and the fair server since 6.12), unless they rest by
-/// themselves. (Naps between the probes of a fast schedule are too short to count.)
+/// What a thread that watches instead of sleeping must know of its kernel: if ordinary programs want the CPU of a busy
+/// real-time thread, it is stopped for 50 ms in each second (`sched_rt_runtime_us`, and the fair server since 6.12).
 #[derive(Debug)]
 pub(super) struct Vigil {
     since_ns: u64,
     slept_ns: u64,
+    looked_ns: u64,
+    was_stopped: bool,
 }
 
 impl Vigil {
     const WINDOW_NS: u64 = 10_000_000;
     /// Of each window: more than the twentieth that the kernel asks for.
     const REST_NS: u64 = 700_000;
+    /// A thread that did not sleep, and did not look for so long, has been stopped.
+    const STOPPED_NS: u64 = 30_000_000;
 
     pub(super) const fn new(now_ns: u64) -> Self {
-        Self { since_ns: now_ns, slept_ns: 0 }
+        Self { since_ns: now_ns, slept_ns: 0, looked_ns: now_ns, was_stopped: false }
     }
 
-    /// How long the thread must sleep before it may go on, ns.
+    /// How long a closed loop at full speed, which keeps the threads on both sides busy, must rest before it goes on, ns:
+    /// then it is never stopped.
     pub(super) const fn due_rest_ns(&mut self, now_ns: u64) -> u64 {
         if now_ns < self.since_ns + Self::WINDOW_NS {
             return 0;
         }
         let rest = Self::REST_NS.saturating_sub(self.slept_ns);
         if rest == 0 {
-            *self = Self::new(now_ns);
+            (self.since_ns, self.slept_ns) = (now_ns, 0);
         }
         rest
     }
 
+    /// To be called all the time while the thread does not sleep.
+    pub(super) const fn look(&mut self, now_ns: u64) {
+        self.was_stopped |= now_ns > self.looked_ns + Self::STOPPED_NS;
+        self.looked_ns = now_ns;
+    }
+
+    /// Whether the thread may watch: not once it has been stopped, for the CPU is wanted.
+    pub(super) const fn may_watch(&self) -> bool {
+        !self.was_stopped
+    }
+
     /// The thread has slept.
-    pub(super) const fn slept(&mut self, ns: u64) {
-        self.slept_ns += ns;
+    pub(super) const fn slept(&mut self, from_ns: u64, until_ns: u64) {
+        self.slept_ns += until_ns - from_ns;
+        self.looked_ns = until_ns;
     }
 }
 
@@ -101,20 +117,35 @@ impl Vigil {
 mod tests {
     use super::*;
 
+    const MS: u64 = 1_000_000;
+
     #[test]
     fn a_vigil_asks_for_its_rest_in_each_window() {
-        const MS: u64 = 1_000_000;
         let mut vigil = Vigil::new(0);
         assert_eq!((vigil.due_rest_ns(0), vigil.due_rest_ns(10 * MS - 1)), (0, 0));
         assert_eq!(vigil.due_rest_ns(10 * MS), Vigil::REST_NS);
-        vigil.slept(400_000);
+        vigil.slept(10 * MS, 10 * MS + 400_000);
         assert_eq!(vigil.due_rest_ns(11 * MS), 300_000);
-        vigil.slept(300_000);
+        vigil.slept(11 * MS, 11 * MS + 300_000);
         // A new window begins.
         assert_eq!((vigil.due_rest_ns(12 * MS), vigil.due_rest_ns(22 * MS - 1)), (0, 0));
         // Who sleeps enough anyway is never asked.
-        vigil.slept(5 * MS);
+        vigil.slept(12 * MS, 17 * MS);
         assert_eq!(vigil.due_rest_ns(22 * MS), 0);
+    }
+
+    #[test]
+    fn a_vigil_ends_when_the_thread_was_stopped() {
+        let mut vigil = Vigil::new(0);
+        vigil.look(MS);
+        vigil.look(20 * MS);
+        // Sleeping is not being stopped.
+        vigil.slept(20 * MS, 90 * MS);
+        vigil.look(91 * MS);
+        assert!(vigil.may_watch());
+        vigil.look(141 * MS);
+        vigil.look(142 * MS);
+        assert!(!vigil.may_watch());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Priority,
-    clock::real_ns,
+    clock::{Vigil, real_ns},
     endpoint::{Endpoint, Received, Sent, sleep},
     pin_and_prioritise,
     recorder::PeerCounts,
@@ -186,7 +186,7 @@ pub fn respond(
     stop: &AtomicBool,
 ) -> io::Result<Option<Priority>> {
     let priority = cpu.map(pin_and_prioritise);
-    let mut busy_until = 0;
+    let (mut busy_until, mut vigil) = (0, Vigil::new(monotonic_ns()));
     while !stop.load(Relaxed) {
         let mut busy = false;
         for (_, responder) in responders.iter_mut() {
@@ -197,11 +197,13 @@ pub fn respond(
         for (_, responder) in responders.iter_mut().filter(|(_, responder)| responder.unfetched > most) {
             responder.fetch_stamps()?;
         }
+        let now = monotonic_ns();
+        vigil.look(now);
         if busy {
-            busy_until = monotonic_ns() + spin_ns;
+            busy_until = now + spin_ns;
             continue;
         }
-        if monotonic_ns() < busy_until {
+        if now < busy_until && vigil.may_watch() {
             std::hint::spin_loop();
             continue;
         }
@@ -209,6 +211,7 @@ pub fn respond(
         let read = responders.iter().map(|(_, responder)| responder);
         let read = read.filter(|responder| responder.answering && !responder.closed);
         sleep(read.map(|responder| (responder.endpoint.as_fd(), responder.endpoint.is_blocked())), LOOK_NS)?;
+        vigil.slept(now, monotonic_ns());
         // A report of a packet that left ends the sleep, too.
         responders.iter_mut().for_each(|(_, responder)| responder.unfetched += 1);
     }

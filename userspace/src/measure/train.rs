@@ -359,6 +359,7 @@ impl<'a> Driver<'a> {
         let mut stopped = false;
         loop {
             let now = monotonic_ns();
+            self.vigil.look(now);
             if !stopped && (stop.load(Relaxed) || self.closed) {
                 stopped = true;
                 self.end_ns = self.end_ns.min(now);
@@ -492,7 +493,7 @@ impl<'a> Driver<'a> {
         let due = due.filter(|&due| due < self.end_ns).unwrap_or(self.end_ns.max(now + LINGER_NS));
         let deadline = self.flights.iter().filter_map(|flight| flight.recorder.deadline_ns()).min();
         let wake = due.saturating_sub(self.ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
-        if wake <= now || now < awake_until {
+        if wake <= now || now < awake_until && self.vigil.may_watch() {
             std::hint::spin_loop();
             return Ok(());
         }
@@ -501,7 +502,7 @@ impl<'a> Driver<'a> {
             self.flights.iter().map(|flight| (flight.endpoint.as_fd(), flight.full || flight.endpoint.is_blocked()));
         sleep(sockets, (wake - now).min(LOOK_NS))?;
         let woken = monotonic_ns();
-        self.vigil.slept(woken - now);
+        self.vigil.slept(now, woken);
         for flight in &mut self.flights {
             if flight.full {
                 flight.full = false;
