@@ -409,6 +409,7 @@ fn without_privilege_it_measures_and_says_what_is_missing() -> Result<()> {
     };
     let document: Value = serde_json::from_str(&succeeded(&run("5")?)?)?;
     assert_eq!(document["runs"][0]["streams"][0]["generator"]["real_time"], false);
+    assert!(notes(&document).contains("no permission for real-time priority"), "{}", notes(&document));
     assert_eq!(counts(&document)["received"], 300);
     let (status, said) = failed(&run("7")?);
     assert!(status == 1 && said.contains("level 7 is refused") && said.contains("CAP_NET_ADMIN"), "{status}: {said}");

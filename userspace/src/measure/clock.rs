@@ -61,14 +61,13 @@ pub(super) fn wait_until(due_ns: u64) {
     }
 }
 
-/// What a thread that watches instead of sleeping must know of its kernel: if ordinary programs want the CPU of a busy
-/// real-time thread, it is stopped for 50 ms in each second (`sched_rt_runtime_us`, and the fair server since 6.12).
+/// What a thread that watches instead of sleeping must know of its kernel: one of real-time priority that is always busy is
+/// stopped for 50 ms in each second ([`super::give_up_real_time`]).
 #[derive(Debug)]
 pub(super) struct Vigil {
     since_ns: u64,
     slept_ns: u64,
     looked_ns: u64,
-    was_stopped: bool,
 }
 
 impl Vigil {
@@ -79,7 +78,7 @@ impl Vigil {
     const STOPPED_NS: u64 = 30_000_000;
 
     pub(super) const fn new(now_ns: u64) -> Self {
-        Self { since_ns: now_ns, slept_ns: 0, looked_ns: now_ns, was_stopped: false }
+        Self { since_ns: now_ns, slept_ns: 0, looked_ns: now_ns }
     }
 
     /// How long a closed loop at full speed, which keeps the threads on both sides busy, must rest before it goes on, ns:
@@ -95,15 +94,11 @@ impl Vigil {
         rest
     }
 
-    /// To be called all the time while the thread does not sleep.
-    pub(super) const fn look(&mut self, now_ns: u64) {
-        self.was_stopped |= now_ns > self.looked_ns + Self::STOPPED_NS;
+    /// To be called all the time while the thread does not sleep. Whether it has just been stopped.
+    pub(super) const fn look(&mut self, now_ns: u64) -> bool {
+        let stopped = now_ns > self.looked_ns + Self::STOPPED_NS;
         self.looked_ns = now_ns;
-    }
-
-    /// Whether the thread may watch: not once it has been stopped, for the CPU is wanted.
-    pub(super) const fn may_watch(&self) -> bool {
-        !self.was_stopped
+        stopped
     }
 
     /// The thread has slept.
@@ -135,17 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn a_vigil_ends_when_the_thread_was_stopped() {
+    fn a_vigil_notices_that_the_thread_was_stopped() {
         let mut vigil = Vigil::new(0);
-        vigil.look(MS);
-        vigil.look(20 * MS);
+        assert!(!vigil.look(MS) && !vigil.look(20 * MS));
         // Sleeping is not being stopped.
         vigil.slept(20 * MS, 90 * MS);
-        vigil.look(91 * MS);
-        assert!(vigil.may_watch());
-        vigil.look(141 * MS);
-        vigil.look(142 * MS);
-        assert!(!vigil.may_watch());
+        assert!(!vigil.look(91 * MS));
+        assert!(vigil.look(141 * MS) && !vigil.look(142 * MS));
     }
 
     #[test]

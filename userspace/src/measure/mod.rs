@@ -38,7 +38,7 @@ pub use assertion::{Assertion, AssertionError};
 pub use endpoint::Transport;
 pub use latencies::Latencies;
 pub use probe::{Probe, Progress, Report, flood};
-pub use realtime::{Priority, pin_and_prioritise};
+pub use realtime::{Priority, give_up_real_time, pin_and_prioritise};
 pub use recorder::{Bounds, Clocks};
 pub use schedule::Arrivals;
 pub use stalls::StallWatch;

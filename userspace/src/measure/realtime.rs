@@ -12,6 +12,22 @@ pub enum Priority {
     RealTime,
     /// The ordinary one: the process may not ask for more.
     Ordinary,
+    /// The highest ordinary one, by choice: see [`give_up_real_time`].
+    GivenUp,
+}
+
+/// Makes the calling thread an ordinary one, at the highest priority of those. Linux stops threads of real-time priority
+/// for 50 ms in each second that they take all of (`sched_rt_runtime_us`, with RT_GROUP_SCHED whether anybody else wants
+/// the CPU or not; else the fair server), and a thread that has no time to sleep is better off without.
+pub fn give_up_real_time() -> Priority {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the calls take plain values, and a pointer to one that outlives the call. Their failure leaves the priority
+    // as it is, which is the worst that can happen.
+    unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameter);
+        libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+    }
+    Priority::GivenUp
 }
 
 /// Pins the calling thread to a CPU, if there is such, asks for real-time priority, and sets its timers

@@ -14,7 +14,7 @@ use super::{
     Priority,
     clock::{Vigil, real_ns},
     endpoint::{Endpoint, Received, Sent, sleep},
-    pin_and_prioritise,
+    give_up_real_time, pin_and_prioritise,
     recorder::PeerCounts,
     stamping::{Place, Stamp},
     window::{Arrival, Window},
@@ -185,7 +185,7 @@ pub fn respond(
     spin_ns: u64,
     stop: &AtomicBool,
 ) -> io::Result<Option<Priority>> {
-    let priority = cpu.map(pin_and_prioritise);
+    let mut priority = cpu.map(pin_and_prioritise);
     let (mut busy_until, mut vigil) = (0, Vigil::new(monotonic_ns()));
     while !stop.load(Relaxed) {
         let mut busy = false;
@@ -198,12 +198,14 @@ pub fn respond(
             responder.fetch_stamps()?;
         }
         let now = monotonic_ns();
-        vigil.look(now);
+        if vigil.look(now) && priority == Some(Priority::RealTime) {
+            priority = Some(give_up_real_time());
+        }
         if busy {
             busy_until = now + spin_ns;
             continue;
         }
-        if now < busy_until && vigil.may_watch() {
+        if now < busy_until {
             std::hint::spin_loop();
             continue;
         }

@@ -18,7 +18,7 @@ use super::{
     clock::{Moment, SPIN_NS, Vigil},
     control::TrainReport,
     endpoint::{Endpoint, Received, Sent, sleep},
-    pin_and_prioritise,
+    give_up_real_time, pin_and_prioritise,
     recorder::{Bounds, Clocks, MOST_OUTSTANDING, Recorder, Settings},
     responder::{Responder, respond},
     result::{Interval, Stream},
@@ -174,6 +174,17 @@ impl Driven {
     /// The streams of all trains, and what a reader must know. `peers` are the other side's reports, as far as there are any.
     pub fn finish(self, mut peers: Vec<Option<TrainReport>>) -> (Vec<Stream>, Vec<String>) {
         let (mut streams, mut notes) = (Vec::new(), Vec::new());
+        match self.priority {
+            Some(Priority::Ordinary) => notes.push(
+                "no permission for real-time priority (root has it, or CAP_SYS_NICE): others may have held the sender up"
+                    .to_owned(),
+            ),
+            Some(Priority::GivenUp) => notes.push(
+                "the sender was always busy, and Linux stops real-time threads that are: it had ordinary priority, nice -20"
+                    .to_owned(),
+            ),
+            Some(Priority::RealTime) | None => {}
+        }
         peers.resize(self.recorders.len(), None);
         let trains = self.recorders.into_iter().zip(self.series).zip(self.planned).zip(peers);
         for (((mut recorder, series), planned), peer) in trains {
@@ -234,8 +245,9 @@ pub fn drive(spec: &Spec, endpoints: Vec<Endpoint>, tokens: &[u32], watch: &mut 
         let driving = std::thread::Builder::new().name("qjump-probe".to_owned()).spawn_scoped(scope, move || {
             let priority = spec.cpu.map(pin_and_prioritise);
             let mut driver = Driver::new(spec, endpoints, tokens, Moment::now().monotonic_ns + LEAD_NS);
+            driver.priority = if driver.never_sleeps() { priority.map(|_| give_up_real_time()) } else { priority };
             let ended = driver.run(stop, &to_watch, &spare)?;
-            Ok::<_, io::Error>((driver, ended, priority))
+            Ok::<_, io::Error>((driver, ended))
         })?;
         let mut series = vec![Vec::new(); spec.trains.len()];
         // Until the thread drops its end.
@@ -245,7 +257,7 @@ pub fn drive(spec: &Spec, endpoints: Vec<Endpoint>, tokens: &[u32], watch: &mut 
             series[tick.train].push(tick.interval);
             (watch.tick)(&tick);
         }
-        let (driver, ended_ns, priority) = driving.join().expect("the sender does not panic")?;
+        let (driver, ended_ns) = driving.join().expect("the sender does not panic")?;
         let begun = driver.start_ns + spec.warm_up_ns;
         Ok(Driven {
             duration_ns: ended_ns.saturating_sub(begun).min(spec.duration_ns),
@@ -253,7 +265,7 @@ pub fn drive(spec: &Spec, endpoints: Vec<Endpoint>, tokens: &[u32], watch: &mut 
             planned: driver.flights.iter().map(|flight| flight.planned(driver.start_ns, driver.end_ns)).collect(),
             recorders: driver.flights.into_iter().map(|flight| flight.recorder).collect(),
             series,
-            priority,
+            priority: driver.priority,
         })
     })
 }
@@ -298,7 +310,11 @@ struct Driver<'a> {
     ahead_ns: u64,
     closed: bool,
     vigil: Vigil,
+    priority: Option<Priority>,
 }
+
+/// What a probe takes of its sender's time, with its answer and its stamps, ns: an upper end.
+const WORK_NS: u64 = 15_000;
 
 impl<'a> Driver<'a> {
     fn new(spec: &'a Spec, endpoints: Vec<Endpoint>, tokens: &[u32], start_ns: u64) -> Self {
@@ -344,7 +360,13 @@ impl<'a> Driver<'a> {
             ahead_ns: SPIN_NS.min(interval as u64 / 4),
             closed: false,
             vigil: Vigil::new(start_ns),
+            priority: None,
         }
+    }
+
+    /// Whether the schedules leave the thread less than a tenth of the time.
+    fn never_sleeps(&self) -> bool {
+        self.spec.rate() * (self.ahead_ns + WORK_NS) as f64 > 0.9e9
     }
 
     /// Until all is sent and answered, or stopped; when that was.
@@ -359,7 +381,9 @@ impl<'a> Driver<'a> {
         let mut stopped = false;
         loop {
             let now = monotonic_ns();
-            self.vigil.look(now);
+            if self.vigil.look(now) && self.priority == Some(Priority::RealTime) {
+                self.priority = Some(give_up_real_time());
+            }
             if !stopped && (stop.load(Relaxed) || self.closed) {
                 stopped = true;
                 self.end_ns = self.end_ns.min(now);
@@ -492,8 +516,9 @@ impl<'a> Driver<'a> {
         let due = self.flights.iter().filter(|flight| !flight.full).filter_map(|flight| flight.due_ns).min();
         let due = due.filter(|&due| due < self.end_ns).unwrap_or(self.end_ns.max(now + LINGER_NS));
         let deadline = self.flights.iter().filter_map(|flight| flight.recorder.deadline_ns()).min();
+        let waiting = self.flights.iter().any(|flight| flight.recorder.waiting() > 0);
         let wake = due.saturating_sub(self.ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
-        if wake <= now || now < awake_until && self.vigil.may_watch() {
+        if wake <= now || now < awake_until && waiting {
             std::hint::spin_loop();
             return Ok(());
         }

@@ -165,10 +165,7 @@ fn details(stream: &Stream) -> String {
             let _ = writeln!(text, "{name}: GENERATOR-LIMITED: {why}");
         }
         if !generator.real_time {
-            let _ = writeln!(
-                text,
-                "{name}: the sender had no real-time priority (run as root, or with CAP_SYS_NICE); other programs may have held it up"
-            );
+            let _ = writeln!(text, "{name}: the sender had no real-time priority: other programs may have held it up");
         }
     }
     text
