@@ -78,6 +78,7 @@ const EVERYWHERE: &[&str] = &[
     "wire",
     "frames",
     "fixtures",
+    "cost",
     "lifecycle",
     "limits",
     "tagging",
