@@ -61,7 +61,10 @@ fn value(figure: &Figure) -> String {
 /// One line for each point of the curves.
 fn curves(curves: &[Curve]) -> Rows {
     let rows = curves.iter().flat_map(|curve| {
-        curve.points.iter().map(|(x, y)| vec![curve.name.clone(), format!("{x:.2}"), format!("{y:.3}")])
+        curve.points.iter().map(|(x, y)| {
+            let label = curve.labels.get(*x as usize).cloned();
+            vec![curve.name.clone(), label.unwrap_or_else(|| format!("{x:.2}")), format!("{y:.3}")]
+        })
     });
     (vec!["curve", "x", "y"], rows.collect())
 }
