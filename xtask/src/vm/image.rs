@@ -35,6 +35,7 @@ const PROGRAMS: &[&str] = &[
     "ln",
     "ls",
     "lsmod",
+    "memcached",
     "mkdir",
     "mktemp",
     "mount",
