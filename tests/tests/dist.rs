@@ -331,3 +331,74 @@ fn mistakes_of_what_writes_files_are_told() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a YAML file says, document after document.
+fn yaml(file: &str) -> Result<Vec<Value>> {
+    let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    let path = format!("{}/../scripts/{file}", env!("CARGO_MANIFEST_DIR"));
+    Ok(serde_json::from_str(&run("/usr/bin/python3", &["-c", script, &path])?)?)
+}
+
+#[test]
+fn the_daemonset_has_what_the_agent_needs_and_no_more() -> Result<()> {
+    let documents = yaml("kubernetes/daemonset.yaml")?;
+    let kind = |kind: &str| {
+        let mut found = documents.iter().filter(|document| document["kind"] == kind);
+        found.next().filter(|_| found.next().is_none()).with_context(|| format!("one {kind}"))
+    };
+    let (namespace, configuration, daemons) = (kind("Namespace")?, kind("ConfigMap")?, kind("DaemonSet")?);
+    assert_eq!(daemons["apiVersion"], "apps/v1");
+    for document in [configuration, daemons] {
+        assert_eq!(document["metadata"]["namespace"], namespace["metadata"]["name"]);
+    }
+    let template = &daemons["spec"]["template"];
+    assert_eq!(daemons["spec"]["selector"]["matchLabels"], template["metadata"]["labels"]);
+    let pod = &template["spec"];
+    assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&true.into(), &true.into()));
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let containers = pod["containers"].as_array().context("containers")?;
+    ensure!(containers.len() == 1, "{} containers", containers.len());
+    let security = &containers[0]["securityContext"];
+    assert_eq!((&security["privileged"], &security["allowPrivilegeEscalation"]), (&false.into(), &false.into()));
+    assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]));
+    // Those of the unit.
+    let unit = fs::read_to_string(format!("{}/../scripts/systemd/qjump.service", env!("CARGO_MANIFEST_DIR")))?;
+    let of_unit = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).context("capabilities")?;
+    let added = security["capabilities"]["add"].as_array().context("capabilities")?;
+    let added: Vec<String> = added.iter().filter_map(Value::as_str).map(|name| format!("CAP_{name}")).collect();
+    assert_eq!(added.join(" "), of_unit);
+    // Each mount has its volume, and what must outlive the pod is the node's.
+    let volumes = pod["volumes"].as_array().context("volumes")?;
+    for mount in containers[0]["volumeMounts"].as_array().context("mounts")? {
+        let volume =
+            volumes.iter().find(|volume| volume["name"] == mount["name"]).with_context(|| mount.to_string())?;
+        match mount["mountPath"].as_str() {
+            Some("/etc/qjump") => assert_eq!(volume["configMap"]["name"], configuration["metadata"]["name"]),
+            path => assert_eq!(volume["hostPath"]["path"].as_str(), path),
+        }
+    }
+    // The example is a configuration.
+    let folder = Scratch::new("kubernetes")?;
+    let file = folder.0.join("qjump.toml");
+    fs::write(&file, configuration["data"]["qjump.toml"].as_str().context("a configuration")?)?;
+    succeeded(&Command::new(binary()).args(["plan", "--config"]).arg(&file).output()?)?;
+    Ok(())
+}
+
+#[test]
+fn the_container_is_made_of_the_package() -> Result<()> {
+    let text = fs::read_to_string(format!("{}/../scripts/container/Containerfile", env!("CARGO_MANIFEST_DIR")))?;
+    let instruction = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    assert_eq!(instruction("FROM "), Some("debian:bookworm-slim"));
+    let (pattern, _) = instruction("COPY ").and_then(|rest| rest.split_once(' ')).context("COPY")?;
+    let (start, end) = pattern.split_once('*').context("a pattern")?;
+    let package = package()?;
+    let name = package.file_name().and_then(|name| name.to_str()).context("a name")?;
+    assert!(name.starts_with(start) && name.ends_with(end), "{name} is not {pattern}");
+    assert_eq!(instruction("ENTRYPOINT "), Some("[\"/usr/bin/qjump\"]"));
+    // Debian bookworm has glibc 2.36.
+    let depends = run("dpkg-deb", &["-f", package.to_str().context("a path")?, "Depends"])?;
+    let wanted = depends.split("libc6 (>= 2.").nth(1).and_then(|rest| rest.split(')').next()?.parse::<u32>().ok());
+    assert!(wanted.is_some_and(|minor| minor <= 36), "{depends}");
+    Ok(())
+}
