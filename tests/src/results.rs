@@ -177,6 +177,7 @@ pub fn sweep(seed: u64) -> Document {
             .map(|step| f64::from(step) * 5.0)
             .map(|rate| (rate, value(rate) * random.log_normal(1.0, 0.03)))
             .collect(),
+        labels: Vec::new(),
     };
     let rate = "rate of the level, Mbit/s";
     document.curves = vec![

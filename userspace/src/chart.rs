@@ -541,6 +541,60 @@ pub fn stacked(title: &str, description: &str, kinds: &[String], bars: &[Bar]) -
     })
 }
 
+/// Bars in groups, one below the other, each with its value at its end; `kinds` are what each group has one of. Over a log
+/// axis if the values need one: the lengths then compare ratios.
+pub fn grouped(title: &str, description: &str, kinds: &[String], groups: &[(String, Vec<(usize, f64)>)]) -> String {
+    const BAR: i32 = 18;
+    const GAP: i32 = 12;
+    let values = || groups.iter().flat_map(|(_, bars)| bars.iter().map(|bar| bar.1)).filter(|value| *value > 0.0);
+    let (least, most): (f64, f64) =
+        values().fold((f64::INFINITY, 0.0), |(low, high), value| (f64::min(low, value), f64::max(high, value)));
+    let log = needs_log(values());
+    // A bar of the least value is to be seen, too.
+    let (from, to) = if log { ((least / 2.0).ln(), most.ln()) } else { (0.0, most) };
+    let share = |value: f64| (if log { value.ln() } else { value } - from) / (to - from).max(f64::MIN_POSITIVE);
+    let scale = if log { "length: logarithm of the value" } else { "length: the value" };
+    let numbered = kinds.iter().enumerate().map(|(n, kind)| (Symbol::Fill(n), format!("{}: {kind}", n + 1)));
+    let legend = Legend::new(numbered);
+    let names = groups.iter().map(|(name, _)| wrapped(&clean(name)).swap_remove(0)).collect::<Vec<_>>();
+    let letters = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let left = MARGIN as i32 + 10 + (letters as f64 * LETTER) as i32;
+    let (top, right) = ((MARGIN + CAPTION) as i32, left + 520);
+    let rows: usize = groups.iter().map(|(_, bars)| bars.len()).sum();
+    let bottom = top + BAR * rows as i32 + GAP * groups.len() as i32;
+    let beside = right + 90;
+    let size = (beside + legend.width + MARGIN as i32, (bottom + 36).max(top + legend.height));
+    drawn((size.0 as u32, size.1 as u32), title, description, |area| {
+        text(area, title, (MARGIN as i32, MARGIN as i32 + 8), 20, HPos::Left)?;
+        let mut y = top;
+        for ((_, bars), name) in groups.iter().zip(&names) {
+            text(area, name, (left - 8, y + BAR * bars.len() as i32 / 2), 15, HPos::Right)?;
+            for &(kind, value) in bars {
+                let length = if value > 0.0 { share(value).clamp(0.0, 1.0) * f64::from(right - left) } else { 0.0 };
+                let end = left + length.round() as i32;
+                box_of(area, (left, y), (end, y + BAR - 2), kind)?;
+                text(
+                    area,
+                    &format!("{}: {}", kind + 1, three_digits(value)),
+                    (end + 6, y + BAR / 2 - 1),
+                    13,
+                    HPos::Left,
+                )?;
+                y += BAR;
+            }
+            y += GAP;
+        }
+        text(area, scale, (left, y + 8), 13, HPos::Left)?;
+        legend.draw(area, (beside, top + BAR / 2))?;
+        area.present()
+    })
+}
+
+fn three_digits(value: f64) -> String {
+    let whole = value.abs().max(1.0).log10().floor() as usize;
+    format!("{value:.*}", 2usize.saturating_sub(whole))
+}
+
 fn box_of(area: &Area<'_>, from: Pixel, to: Pixel, kind: usize) -> Drawn {
     let grey = FILLS[kind % FILLS.len()];
     area.draw(&Rectangle::new([from, to], RGBColor(grey, grey, grey).filled()))?;

@@ -138,12 +138,21 @@ fn value() -> impl Strategy<Value = Value> {
 fn document() -> impl Strategy<Value = Document> {
     let points = vec(any::<(f64, f64)>(), 0..10);
     let picture = prop_oneof![Just("one".to_owned()), text()];
-    let curve = (picture, text(), text(), text(), points).prop_map(|(picture, name, x, y, points)| Curve {
+    let labels = prop_oneof![Just(Vec::new()), vec(text(), 0..4)];
+    // Where there are labels, x counts them.
+    let points = (labels, points).prop_map(|(labels, mut points)| {
+        if !labels.is_empty() {
+            points.iter_mut().enumerate().for_each(|(at, point)| point.0 = at as f64);
+        }
+        (labels, points)
+    });
+    let curve = (picture, text(), text(), text(), points).prop_map(|(picture, name, x, y, (labels, points))| Curve {
         picture,
         name,
         x,
         y,
         points,
+        labels,
     });
     let claim =
         (text(), any::<Option<bool>>(), text()).prop_map(|(claim, holds, measured)| Claim { claim, holds, measured });

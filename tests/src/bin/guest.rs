@@ -71,6 +71,9 @@ fn work() -> Result<()> {
         let name = step["name"].as_str().context("a step has no name")?;
         writeln!(results, "{MARK} begin {name}")?;
         let status = run(step, &job, &results).with_context(|| format!("step {name}"))?;
+        if let Some(text) = step["file"].as_str().and_then(|path| fs::read_to_string(path).ok()) {
+            writeln!(results, "{MARK} file\n{}\n{MARK} whole", text.trim_end())?;
+        }
         writeln!(results, "{MARK} end {status} {name}")?;
     }
     writeln!(results, "{MARK} done")?;

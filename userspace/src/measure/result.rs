@@ -266,6 +266,9 @@ pub struct Curve {
     pub y: String,
     /// The points, ascending.
     pub points: Vec<(f64, f64)>,
+    /// What the points are about, if x has no unit but only counts them from 0: bars are drawn then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// Something that was claimed of the results.

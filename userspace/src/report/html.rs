@@ -27,10 +27,10 @@ pub(super) fn page(report: &Report) -> String {
     let drawn = |pictures: Vec<crate::chart::Picture>, class: &str| {
         pictures.iter().map(|picture| figure(&picture.svg(), class)).collect::<String>()
     };
-    let experiment = pictures::experiment(report).into_iter().map(|(_, picture)| picture).collect();
+    let experiment = pictures::experiment(report).iter().map(|(_, svg)| figure(svg, "")).collect::<String>();
     let verdicts = list("", "verdicts", &tables::verdicts(report));
     html += &section("Summary", &[table(tables::CLAIMS), table(tables::SUMMARY), verdicts, table(tables::FIGURES)]);
-    html += &section("Experiment", &[drawn(experiment, "")]);
+    html += &section("Experiment", &[experiment]);
     html += &section("Distributions", &[drawn(pictures::distributions(report), "")]);
     html += &section("Comparison of runs", &[table(tables::COMPARISON), table(tables::FIGURE_COMPARISON)]);
     html += &section("Over time", &[drawn(pictures::over_time(report), "small")]);

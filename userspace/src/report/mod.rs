@@ -23,6 +23,7 @@ use anyhow::Result;
 use thiserror::Error;
 
 pub use file::write_file;
+pub use text::utc;
 
 use crate::measure::result::{Document, Run, Stream};
 

@@ -15,7 +15,7 @@ const DISTRIBUTION: &str = "distribution";
 pub(super) fn single(report: &Report, name: Option<&str>) -> Result<String, Unusable> {
     let experiment = experiment(report);
     let picture = match name {
-        None => experiment.into_iter().next().map(|(_, picture)| picture),
+        None => experiment.into_iter().next().map(|(_, svg)| svg),
         Some(DISTRIBUTION) => None,
         Some(name) => {
             let known: Vec<String> = experiment.iter().map(|(name, _)| format!("'{name}'")).collect();
@@ -24,7 +24,7 @@ pub(super) fn single(report: &Report, name: Option<&str>) -> Result<String, Unus
             Some(found.ok_or_else(|| Unusable(format!("there is no picture '{name}'; there are: {known}")))?)
         }
     };
-    Ok(picture.unwrap_or_else(|| ccdf(report, &report.title(), &report.streams().collect::<Vec<_>>())).svg())
+    Ok(picture.unwrap_or_else(|| ccdf(report, &report.title(), &report.streams().collect::<Vec<_>>()).svg()))
 }
 
 /// Complementary distributions: those of one kind of sample together, as long as they can be told apart.
@@ -214,8 +214,8 @@ pub(super) fn segments(report: &Report) -> Option<String> {
     (!bars.is_empty()).then(|| chart::stacked("Mean time from stamp to stamp", description, &kinds, &bars))
 }
 
-/// What experiments draw across their runs: pictures and their names.
-pub(super) fn experiment(report: &Report) -> Vec<(String, Picture)> {
+/// What experiments draw across their runs: names and pictures (SVG).
+pub(super) fn experiment(report: &Report) -> Vec<(String, String)> {
     let several = report.sources.len() > 1;
     let curves =
         report.sources.iter().flat_map(|source| source.document.curves.iter().map(move |curve| (source, curve)));
@@ -229,6 +229,25 @@ pub(super) fn experiment(report: &Report) -> Vec<(String, Picture)> {
         let name = |(source, curve): &(&super::Source, &crate::measure::result::Curve)| {
             if several { format!("{}, {}", source.label, curve.name) } else { curve.name.clone() }
         };
+        if !first.labels.is_empty() {
+            let kinds: Vec<String> = group.iter().map(name).collect();
+            let description = format!("{} by {}, for {}.", first.y, first.x, kinds.join("; "));
+            let value = |at: usize, curve: &crate::measure::result::Curve| {
+                curve.points.iter().find(|(x, _)| *x == at as f64).map(|point| point.1)
+            };
+            let groups: Vec<(String, Vec<(usize, f64)>)> = first
+                .labels
+                .iter()
+                .enumerate()
+                .take(MOST)
+                .map(|(at, label)| {
+                    let bars =
+                        group.iter().enumerate().filter_map(|(kind, (_, curve))| Some((kind, value(at, curve)?)));
+                    (label.clone(), bars.collect())
+                })
+                .collect();
+            return (first.picture.clone(), chart::grouped(&first.picture, &description, &kinds, &groups));
+        }
         let few = group.iter().all(|(_, curve)| curve.points.len() <= 30);
         let curves: Vec<Curve> =
             group.iter().take(MOST).map(|pair| Curve { name: name(pair), points: pair.1.points.clone() }).collect();
@@ -238,7 +257,7 @@ pub(super) fn experiment(report: &Report) -> Vec<(String, Picture)> {
         let names: Vec<&str> = curves.iter().map(|curve| curve.name.as_str()).collect();
         let description = format!("{} over {}, for {}.", first.y, first.x, names.join("; "));
         let dots = if few { Dots::All } else { Dots::None };
-        (first.picture.clone(), Picture { description, dots, ..Picture::new(title, x, y, curves) })
+        (first.picture.clone(), Picture { description, dots, ..Picture::new(title, x, y, curves) }.svg())
     };
     groups.into_iter().map(picture).collect()
 }

@@ -13,6 +13,7 @@ use crate::{
     config::QueueChoice,
     dataplane::{self, Hook, Loaded, Pins},
     plan::Plan,
+    units::Rate,
 };
 
 /// Whose rack it is; decides what its namespaces and interfaces are called.
@@ -89,8 +90,8 @@ impl Rack {
         for leaf in 1..=spec.leaves() {
             rack.leaves.push(bridge(&name, &format!("leaf{leaf}"))?);
         }
-        if spec.ecn_threshold.is_some() {
-            require_red(&rack.leaves[0])?;
+        if let Some(threshold) = spec.ecn_threshold {
+            require_queueing(&rack.leaves[0], Queueing::Marking(threshold)).context("ecn-threshold marks packets")?;
         }
         for spine in 1..=spec.spines() {
             rack.spines.push(bridge(&name, &format!("spine{spine}"))?);
@@ -272,27 +273,17 @@ impl Rack {
         to_hosts.chain(between).collect()
     }
 
-    /// What holds the packets of one queue.
-    fn queue(&self, device: &str, parent: &str, handle: &str, port: &Port) -> String {
-        let Port { rate, buffer } = port;
-        let add = format!("qdisc add dev {device} parent {parent} handle {handle}");
-        match self.spec.ecn_threshold {
-            None => format!("{add} bfifo limit {buffer}\n"),
-            // From the threshold on, every packet is marked, by the queue's length now and not by its average: tc wants
-            // a burst of at least min / avpkt, and a short one makes for a short memory.
-            Some(threshold) => format!(
-                "{add} red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn\n",
-                threshold + 1,
-                threshold / FRAME + 1
-            ),
-        }
+    /// What holds the packets of a queue where nobody says otherwise.
+    fn usual(&self) -> Queueing {
+        self.spec.ecn_threshold.map_or(Queueing::Fifo, Queueing::Marking)
     }
 
-    fn fifo(&self, device: &str, port: &Port) -> String {
+    /// A port with a single queue of this kind.
+    fn single(device: &str, port: &Port, queueing: Queueing) -> String {
         let rate = port.rate;
         format!("qdisc add dev {device} root handle 1: htb default 1\n")
             + &shaped(device, "1:", "1:1", &format!("rate {rate} ceil {rate}"))
-            + &self.queue(device, "1:1", "10:", port)
+            + &format!("qdisc add dev {device} parent 1:1 handle 10: {}\n", queue(port, queueing))
     }
 
     fn strict(&self, device: &str, port: &Port) -> String {
@@ -305,7 +296,8 @@ impl Rack {
             // and borrows the rest, by priority.
             let share = format!("rate 1kbit ceil {rate} prio {}", 7 - level.number());
             lines += &shaped(device, "1:1", &class, &share);
-            lines += &self.queue(device, &class, &handle, port);
+            let queue = queue(port, self.usual());
+            let _ = writeln!(lines, "qdisc add dev {device} parent {class} handle {handle} {queue}");
             let traffic_class = level.traffic_class(0);
             let filter = format!("filter add dev {device} parent 1: protocol");
             let _ = writeln!(lines, "{filter} ip prio 1 u32 match ip tos {traffic_class:#04x} 0xe0 flowid {class}");
@@ -321,25 +313,57 @@ impl Rack {
     /// Sets how the switches' ports queue, for all of them.
     ///
     /// # Errors
-    /// If the kernel lacks a qdisc.
+    /// If the kernel lacks a qdisc; then they are as they were.
     pub fn set_queueing(&self, queueing: Queueing) -> Result<()> {
+        require_queueing(&self.leaves[0], queueing)?;
         for SwitchPort { switch, device, port } in self.ports() {
             // The first time there is none to delete.
             let _ = switch.batch("tc", &format!("qdisc del dev {device} root\n"));
             let lines = match queueing {
-                Queueing::Fifo => self.fifo(&device, &port),
+                Queueing::Fifo => Self::single(&device, &port, self.usual()),
                 Queueing::Strict => self.strict(&device, &port),
+                other => Self::single(&device, &port, other),
             };
             switch.batch("tc", &lines)?;
         }
         Ok(())
     }
 
+    /// How a host's TCP reacts to congestion, by the route to all others: whatever programs ask for, accepted connections too.
+    ///
+    /// # Errors
+    /// If the kernel lacks the algorithm.
+    pub fn set_tcp(&self, host: usize, congestion: &str, ecn: bool) -> Result<()> {
+        let (netns, interface, address) = (&self.hosts[host], self.interface(host), self.address(host));
+        let route = format!("route replace 10.0.0.0/24 dev {interface} proto kernel scope link src {address}");
+        netns.ip(&format!("{route} congctl {congestion}")).with_context(|| {
+            format!("this kernel lacks the congestion control '{congestion}'; try `modprobe tcp_{congestion}`")
+        })?;
+        netns.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/tcp_ecn", if ecn { "1" } else { "2" })?))
+    }
+
+    /// Shapes all that a host sends, in one queue of so many bytes, until [`Self::unshape`]: what an operator can do without
+    /// priorities.
+    ///
+    /// # Errors
+    /// If something is there already.
+    pub fn shape(&self, host: usize, port: Port) -> Result<()> {
+        self.hosts[host].batch("tc", &Self::single(&self.interface(host), &port, Queueing::Fifo))
+    }
+
+    /// Undoes [`Self::shape`].
+    ///
+    /// # Errors
+    /// If nothing was there.
+    pub fn unshape(&self, host: usize) -> Result<()> {
+        self.hosts[host].batch("tc", &format!("qdisc del dev {} root\n", self.interface(host)))
+    }
+
     /// Gives a host its own network card, if the rack has such: a FIFO at the end of the host's queue.
     fn put_card(&self, host: usize) -> Result<()> {
         match &self.spec.host {
             None => Ok(()),
-            Some(card) => self.hosts[host].batch("tc", &self.fifo(&self.interface(host), card)),
+            Some(card) => self.hosts[host].batch("tc", &Self::single(&self.interface(host), card, self.usual())),
         }
     }
 
@@ -411,13 +435,38 @@ fn bridge(rack: &str, role: &str) -> Result<NetNs> {
     Ok(switch)
 }
 
-/// Refuses a rack that marks congestion where the kernel cannot.
-fn require_red(scratch: &NetNs) -> Result<()> {
-    let red = "root red limit 60000 min 15000 max 15001 avpkt 1514 burst 10 bandwidth 1mbit probability 1 ecn";
-    scratch.batch("tc", &format!("qdisc add dev lo {red}\nqdisc del dev lo root\n")).context(
-        "ecn-threshold needs the qdisc 'red' to mark packets, which this kernel lacks; try `modprobe sch_red`, boot a \
-             kernel with CONFIG_NET_SCH_RED, or leave ecn-threshold out",
-    )
+/// The qdisc that holds the packets of one queue.
+fn queue(port: &Port, queueing: Queueing) -> String {
+    let Port { rate, buffer } = port;
+    match queueing {
+        Queueing::Fifo | Queueing::Strict => format!("bfifo limit {buffer}"),
+        // From the threshold on, every packet is marked, by the queue's length now and not by its average: tc wants a burst
+        // of at least min / avpkt, and a short one makes for a short memory.
+        Queueing::Marking(threshold) => format!(
+            "red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn",
+            threshold + 1,
+            threshold / FRAME + 1
+        ),
+        // Its own times, 5 and 100 ms, are those that it has everywhere.
+        Queueing::FairFlows => format!("fq_codel limit {} quantum {FRAME} ecn", (buffer / FRAME).max(1)),
+    }
+}
+
+/// Refuses what the kernel has no qdisc for.
+fn require_queueing(scratch: &NetNs, queueing: Queueing) -> Result<()> {
+    let (kind, option) = match queueing {
+        // Everything here stands on HTB and bfifo.
+        Queueing::Fifo | Queueing::Strict => return Ok(()),
+        Queueing::Marking(_) => ("red", "CONFIG_NET_SCH_RED"),
+        Queueing::FairFlows => ("fq_codel", "CONFIG_NET_SCH_FQ_CODEL"),
+    };
+    let port = Port { rate: Rate::from_bps(1_000_000), buffer: 60_000 };
+    let lines = format!("qdisc add dev lo root {}\nqdisc del dev lo root\n", queue(&port, queueing));
+    scratch.batch("tc", &lines).with_context(|| {
+        format!(
+            "this kernel lacks the qdisc '{kind}'; try `modprobe sch_{kind}`, boot a kernel with {option}, or do without it"
+        )
+    })
 }
 
 /// The port of a leaf towards a host.

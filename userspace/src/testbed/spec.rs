@@ -27,6 +27,13 @@ pub enum Queueing {
     Fifo,
     /// Eight queues by the packets' DSCP, the highest first, each in the order of arrival.
     Strict,
+    /// In the order of their arrival; from so many waiting bytes on, packets that can bear it get the mark of congestion. (In
+    /// a file, `ecn-threshold` says that.)
+    #[serde(skip)]
+    Marking(u32),
+    /// A queue for each flow, in turn, and what waits for too long is marked or dropped: fq_codel.
+    #[serde(skip)]
+    FairFlows,
 }
 
 impl Queueing {
@@ -35,6 +42,8 @@ impl Queueing {
         match self {
             Self::Fifo => "fifo",
             Self::Strict => "strict",
+            Self::Marking(_) => "marking",
+            Self::FairFlows => "fair-flows",
         }
     }
 }
@@ -310,12 +319,13 @@ impl NamedRack {
 }
 
 /// The racks that come with qjump: name and text.
-const STOCK: [(&str, &str); 6] = [
+const STOCK: [(&str, &str); 7] = [
     ("pair", include_str!("../../../scripts/racks/pair.toml")),
     ("eight", include_str!("../../../scripts/racks/eight.toml")),
     ("ten", include_str!("../../../scripts/racks/ten.toml")),
     ("nics", include_str!("../../../scripts/racks/nics.toml")),
     ("tiers", include_str!("../../../scripts/racks/tiers.toml")),
+    ("modest", include_str!("../../../scripts/racks/modest.toml")),
     ("slow", include_str!("../../../scripts/racks/slow.toml")),
 ];
 

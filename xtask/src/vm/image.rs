@@ -92,6 +92,8 @@ pub struct Step {
     pub command: Vec<String>,
     /// Whether it has the console, for a person.
     pub console: bool,
+    /// A file that it leaves in the guest, and that is wanted here: text.
+    pub file: Option<String>,
 }
 
 /// Writes the image of a guest. `scratch` keeps programs without their debug information.

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use verdict::Verdict;
+use verdict::{Outcome, Verdict};
 
 /// Run the integration tests on the kernels of Debian's releases, in virtual machines.
 ///
@@ -55,8 +55,12 @@ pub struct Args {
     /// Guests that run at once
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
+    /// Run an experiment of `qjump testbed` instead of tests; repeatable. Its JSON comes to target/vm/results/SERIES, with
+    /// its checksum: in virtual time the same command gives the same one
+    #[arg(long, value_name = "NAME", conflicts_with = "tests")]
+    experiment: Vec<String>,
     /// Open a shell in the guest instead of running tests; exit ends the guest
-    #[arg(long, conflicts_with_all = ["tests", "arguments"])]
+    #[arg(long, conflicts_with_all = ["tests", "experiment", "arguments"])]
     shell: bool,
     /// List the kernels, which of them were fetched, and the test programs
     #[arg(long)]
@@ -78,6 +82,7 @@ const EVERYWHERE: &[&str] = &[
     "wire",
     "frames",
     "fixtures",
+    "cost",
     "lifecycle",
     "limits",
     "tagging",
@@ -90,6 +95,9 @@ const EVERYWHERE: &[&str] = &[
     "fq",
     "oldest",
 ];
+
+/// Where experiments leave their results in a guest.
+const RESULTS: &str = "/results";
 
 /// Tests that compile a program in C; guests have no compiler.
 const NEED_A_COMPILER: &[&str] = &["a_static_program_is_as_good_as_any"];
@@ -153,6 +161,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for (kernel, (verdict, took)) in kernels.iter().zip(&verdicts) {
         println!("{}", row(kernel, verdict, *took));
     }
+    for (kernel, (verdict, _)) in kernels.iter().zip(&verdicts) {
+        for step in &verdict.steps {
+            keep(&vm.join("results").join(&kernel.series), step)?;
+        }
+    }
     let passed = verdicts.iter().all(|(verdict, _)| verdict.passed());
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
@@ -214,6 +227,7 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         found.map(|built| built.path.clone()).with_context(|| format!("cargo built no program {name}"))
     };
     let named: Vec<&str> = match args.tests.is_empty() {
+        true if !args.experiment.is_empty() => Vec::new(),
         true if kernel::REFUSED.contains(&series) => vec!["oldest"],
         true => EVERYWHERE.to_vec(),
         false => args.tests.iter().map(String::as_str).collect(),
@@ -236,12 +250,23 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
             NEED_A_COMPILER.iter().chain(NEED_A_FAST_MACHINE).flat_map(|test| ["--skip", test]).map(str::to_owned),
         );
         command.extend(args.arguments.iter().cloned());
-        steps.push(Step { name: name.to_owned(), command, console: false });
+        steps.push(Step { name: name.to_owned(), command, console: false, file: None });
         files.push(test.path.clone());
     }
+    for name in &args.experiment {
+        let (binary, seed) = (workspace.binary().display().to_string(), args.seed.to_string());
+        let words = [&binary, "testbed", "run", name, "--output", RESULTS, "--seed", &seed];
+        let command = words.into_iter().map(str::to_owned).chain(args.arguments.iter().cloned()).collect();
+        let file = Some(format!("{RESULTS}/{name}.json"));
+        steps.push(Step { name: name.clone(), command, console: false, file });
+    }
     if args.shell {
-        steps =
-            vec![Step { name: "shell".to_owned(), command: ["bash", "-i"].map(str::to_owned).into(), console: true }];
+        steps = vec![Step {
+            name: "shell".to_owned(),
+            command: ["bash", "-i"].map(str::to_owned).into(),
+            console: true,
+            file: None,
+        }];
     }
     let environment = [
         ("PATH", "/usr/bin".to_owned()),
@@ -327,6 +352,17 @@ fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, args: &Args) -> anyhow::Res
     })?;
     let log = |name: &str| boot::read(&folder.join(name));
     Ok(Verdict::read(&log("results.log"), &log("console.log"), end))
+}
+
+/// Keeps the file that a step has left, and says what its checksum is.
+fn keep(folder: &Path, step: &Outcome) -> anyhow::Result<()> {
+    let Some(text) = &step.file else { return Ok(()) };
+    let path = folder.join(format!("{}.json", step.name));
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    let sum = process::ask(std::process::Command::new("sha256sum").arg(&path)).map_err(anyhow::Error::msg)?;
+    let sum = sum.split_whitespace().next().unwrap_or_default();
+    println!("{}: sha256 {sum}; `qjump report {}` shows it", step.name, path.display());
+    Ok(())
 }
 
 /// What a guest did, for people.

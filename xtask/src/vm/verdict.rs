@@ -26,6 +26,8 @@ pub struct Outcome {
     pub status: u8,
     /// Tests that passed, failed and were ignored, as libtest counts them.
     pub tests: Counts,
+    /// The text of the file that it was to leave, if that came over whole.
+    pub file: Option<String>,
 }
 
 /// Tests of a step.
@@ -44,25 +46,35 @@ impl Verdict {
     pub fn read(results: &str, console: &str, end: End) -> Self {
         let mut verdict = Self { release: None, steps: Vec::new(), broken: None };
         let (mut under_way, mut test, mut counts, mut done) = (None, None, Counts::default(), false);
+        let (mut arriving, mut file) = (None, None);
         // The guest's own word on what went wrong comes on its console.
         let mut failed =
             console.lines().rev().find_map(|line| marked(line)?.strip_prefix("failed ").map(str::to_owned));
         for line in results.lines() {
             match marked(line).and_then(|line| line.split_once(' ').or(Some((line, "")))) {
                 Some(("up", release)) => verdict.release = Some(release.to_owned()),
-                Some(("begin", name)) => (under_way, counts) = (Some(name.to_owned()), Counts::default()),
+                Some(("begin", name)) => {
+                    (under_way, counts) = (Some(name.to_owned()), Counts::default());
+                    (arriving, file) = (None, None);
+                }
+                Some(("file", _)) => arriving = Some(String::new()),
+                Some(("whole", _)) => file = arriving.take(),
                 Some(("end", rest)) => {
                     let (status, name) = rest.split_once(' ').unwrap_or((rest, ""));
                     let status = status.parse().unwrap_or(u8::MAX);
-                    verdict.steps.push(Outcome { name: name.to_owned(), status, tests: counts });
+                    let file = file.take();
+                    verdict.steps.push(Outcome { name: name.to_owned(), status, tests: counts, file });
                     (under_way, test) = (None, None);
                 }
                 Some(("done", _)) => done = true,
                 Some(("failed", why)) => failed = Some(why.to_owned()),
-                _ => {
-                    count(line, &mut counts);
-                    test = name_of_test(line).map(str::to_owned).or(test);
-                }
+                _ => match &mut arriving {
+                    Some(text) => *text += &format!("{}\n", line.trim_end_matches('\r')),
+                    None => {
+                        count(line, &mut counts);
+                        test = name_of_test(line).map(str::to_owned).or(test);
+                    }
+                },
             }
         }
         if !done {
@@ -137,8 +149,21 @@ mod tests {
         let verdict = Verdict::read(&format!("{UP}{END}@@qjump done\n"), "", End::Off);
         assert_eq!(verdict.release.as_deref(), Some("6.1.0"));
         let tests = Counts { passed: 2, failed: 0, ignored: 1 };
-        assert_eq!(verdict.steps, [Outcome { name: "wire".into(), status: 0, tests }]);
+        assert_eq!(verdict.steps, [Outcome { name: "wire".into(), status: 0, tests, file: None }]);
         assert!(verdict.passed());
+    }
+
+    #[test]
+    fn a_file_comes_over_whole_or_not_at_all() {
+        let file = |text: &str| {
+            let results =
+                format!("@@qjump up 6.1.0\r\n@@qjump begin bound\r\n{text}@@qjump end 0 bound\r\n@@qjump done\r\n");
+            Verdict::read(&results, "", End::Off).steps.remove(0).file
+        };
+        let whole = "said\r\n@@qjump file\r\n{\r\n  \"a\": 1\r\n}\r\n@@qjump whole\r\n";
+        assert_eq!(file(whole).as_deref(), Some("{\n  \"a\": 1\n}\n"));
+        assert_eq!(file("@@qjump file\r\n{\r\n"), None);
+        assert_eq!(file("said\r\n"), None);
     }
 
     #[test]

@@ -238,6 +238,7 @@ impl Outcome {
             x: "time, s".into(),
             y: "goodput, Mbit/s".into(),
             points: self.received.as_ref()?.over_time(),
+            labels: Vec::new(),
         })
     }
 

@@ -316,6 +316,7 @@ fn judge(setup: &Setup, done: &[Done]) -> Findings {
             x: "throughput factor f".into(),
             y: y.into(),
             points,
+            labels: Vec::new(),
         };
         let over = |factor: f64| longest_over_bound(done, &name(phases, factor)).map(|ratio| (factor, ratio));
         let points = factors.iter().copied().filter_map(over).collect();

@@ -97,12 +97,12 @@ impl Load {
             lab.listening(to, port(number))?;
         }
         let stop = AtomicBool::new(false);
-        let failed = Mutex::new(None);
+        let (failed, took) = (Mutex::new(None), Mutex::new(Vec::new()));
         let result = std::thread::scope(|scope| {
             let _stopping = Stopping(&stop);
             scope.spawn(|| {
                 // The programs end with this thread.
-                if let Err(error) = self.drive(lab, &stop) {
+                if let Err(error) = self.drive(lab, &stop, &took) {
                     *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
                 }
             });
@@ -113,7 +113,11 @@ impl Load {
             lab.check()?;
             return Err(error.context("the bulk traffic"));
         }
-        result
+        let took = took.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        result.map(|(done, mut figures)| {
+            figures.extend(transfers(&took));
+            (done, figures)
+        })
     }
 
     /// Does `work` and counts what arrives meanwhile.
@@ -128,8 +132,8 @@ impl Load {
         Ok((done, vec![Figure { name, value, unit: "bit/s".into() }]))
     }
 
-    /// Keeps the load going until `stop`.
-    fn drive(&self, lab: &Lab<'_>, stop: &AtomicBool) -> Result<()> {
+    /// Keeps the load going until `stop`. How long transfers took, s, were they all of the mean size, goes to `took`.
+    fn drive(&self, lab: &Lab<'_>, stop: &AtomicBool, took: &Mutex<Vec<f64>>) -> Result<()> {
         let client = |number: usize, amount: Amount| {
             let (from, to) = self.pairs()[number];
             iperf::client(lab.rack.host(from), &lab.rack.address(to), port(number), amount, BULK_CPU)
@@ -143,19 +147,24 @@ impl Load {
                 match (self, &mut *flow) {
                     (Self::Idle, _) => {}
                     (Self::Greedy(_), Flow::Waiting(_)) => {
-                        *flow = Flow::Sending(client(number, Amount::Seconds(LONGEST.as_secs()))?);
+                        let process = client(number, Amount::Seconds(LONGEST.as_secs()))?;
+                        *flow = Flow::Sending { process, since: Instant::now(), size: 1.0 };
                     }
-                    (Self::Greedy(_), Flow::Sending(process)) => process.require_running()?,
+                    (Self::Greedy(_), Flow::Sending { process, .. }) => process.require_running()?,
                     (Self::Shuffle { bytes, .. }, Flow::Waiting(until)) => {
                         if Instant::now() >= *until {
-                            *flow = Flow::Sending(client(number, Amount::Bytes(about(*bytes as f64) as u64))?);
+                            let size = about(1.0);
+                            let process = client(number, Amount::Bytes((*bytes as f64 * size) as u64))?;
+                            *flow = Flow::Sending { process, since: Instant::now(), size };
                         }
                     }
-                    (Self::Shuffle { pause, .. }, Flow::Sending(process)) => {
+                    (Self::Shuffle { pause, .. }, Flow::Sending { process, since, size }) => {
                         if let Some(status) = process.status()? {
                             if !status.success() {
                                 process.require_running()?;
                             }
+                            let mut took = took.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                            took.push(since.elapsed().as_secs_f64() / *size);
                             *flow = Flow::Waiting(Instant::now() + Duration::from_secs_f64(about(pause.as_secs_f64())));
                         }
                     }
@@ -170,7 +179,28 @@ impl Load {
 /// What a pair is doing.
 enum Flow {
     Waiting(Instant),
-    Sending(Process),
+    /// A program, since when, and its bytes over those of the mean transfer.
+    Sending {
+        process: Process,
+        since: Instant,
+        size: f64,
+    },
+}
+
+/// The name of the figure for how long transfers took.
+pub const TRANSFER: &str = "RMS time of a mean transfer";
+
+/// What there is to say of transfers that took so long, s.
+fn transfers(took: &[f64]) -> Vec<Figure> {
+    if took.is_empty() {
+        return Vec::new();
+    }
+    let squares: f64 = took.iter().map(|time| time * time).sum();
+    let rms_ns = (squares / took.len() as f64).sqrt() * 1e9;
+    vec![
+        Figure { name: "transfers".into(), value: took.len() as f64, unit: "1".into() },
+        Figure { name: TRANSFER.into(), value: rms_ns, unit: "ns".into() },
+    ]
 }
 
 /// Ends the load whatever happens to the work beside it.

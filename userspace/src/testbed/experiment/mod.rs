@@ -21,6 +21,7 @@
 //! With `--quick` ([`Setup::quick`]) an experiment takes well under a minute, otherwise at most six.
 //! `tests/tests/experiments.rs` runs each quick form and asserts the direction of what it shows.
 
+mod alternatives;
 mod barrier;
 mod bound;
 pub mod cache;
@@ -56,13 +57,14 @@ pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 8] = [
+pub static ALL: [&Experiment; 9] = [
     &placement::PLACEMENT,
     &ptp::PTP,
     &switch_queue::SWITCH_QUEUE,
     &memcached::MEMCACHED,
     &barrier::BARRIER,
     &two_phase_commit::TWO_PHASE_COMMIT,
+    &alternatives::ALTERNATIVES,
     &rate_sweep::RATE_SWEEP,
     &bound::BOUND,
 ];
@@ -157,9 +159,20 @@ pub struct Case {
     about: String,
     queueing: Queueing,
     plan: Option<(Plan, QueueChoice)>,
+    tcp: Option<Tcp>,
+    optional: bool,
     allowed: Nanos,
     setting: Value,
     measure: Measure,
+}
+
+/// How all hosts' TCP reacts to congestion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    /// The algorithm, whatever programs ask for.
+    pub congestion: &'static str,
+    /// Whether connections use marks of congestion.
+    pub ecn: bool,
 }
 
 impl Case {
@@ -174,6 +187,8 @@ impl Case {
             about: about.into(),
             queueing: Queueing::Fifo,
             plan: None,
+            tcp: None,
+            optional: false,
             allowed: Nanos::from_ns(2_500_000),
             setting: Value::Null,
             measure: Box::new(measure),
@@ -182,8 +197,28 @@ impl Case {
 
     /// Strict priority in the switches.
     #[must_use]
-    pub fn strict(mut self) -> Self {
-        self.queueing = Queueing::Strict;
+    pub fn strict(self) -> Self {
+        self.queueing(Queueing::Strict)
+    }
+
+    /// Other queues in the switches.
+    #[must_use]
+    pub fn queueing(mut self, queueing: Queueing) -> Self {
+        self.queueing = queueing;
+        self
+    }
+
+    /// How all hosts' TCP reacts to congestion. If one case says so, all of an experiment must.
+    #[must_use]
+    pub fn tcp(mut self, congestion: &'static str, ecn: bool) -> Self {
+        self.tcp = Some(Tcp { congestion, ecn });
+        self
+    }
+
+    /// Left out, with a note, where the kernel does not have what it needs.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
         self
     }
 

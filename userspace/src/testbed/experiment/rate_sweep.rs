@@ -110,6 +110,7 @@ fn judge(setup: &Setup, done: &[Done]) -> Findings {
             x: "rate of the level, Mbit/s".into(),
             y: y.into(),
             points: rates.iter().filter_map(|&mbit| Some((mbit as f64, value(mbit)?))).collect(),
+            labels: Vec::new(),
         });
     };
     curve("requests answered, 1/s", "memcached", &answered);

@@ -135,6 +135,7 @@ impl Prepared {
             .map(|case| {
                 let setting = json!({
                     "queueing": case.queueing.name(),
+                    "tcp": case.tcp.map(|tcp| json!({"congestion": tcp.congestion, "ecn": tcp.ecn})),
                     "queue": case.plan.as_ref().map(|(_, queue)| format!("{queue:?}").to_lowercase()),
                     "plan": case.plan.as_ref().map(|(plan, _)| plan.to_json()),
                     "allowed_stall_ns": case.allowed.ns(),
@@ -181,6 +182,9 @@ impl<'a> Runner<'a> {
         let mut done = Vec::new();
         let result = cases.iter().enumerate().try_for_each(|(at, case)| {
             eprintln!("{}: {} of {}, {}: {}", experiment.name, at + 1, cases.len(), case.name, case.about);
+            if !self.is_possible(case)? {
+                return Ok(());
+            }
             let one = self.case(case)?;
             self.document.runs.push(Run { name: marked(&one.run.name, number), ..one.run.clone() });
             done.push(one);
@@ -206,6 +210,28 @@ impl<'a> Runner<'a> {
             self.document.notes.push(format!("Not complete: {error:#}"));
         }
         result
+    }
+
+    /// Sets the rack up for a case. `false` if it is left out because this kernel cannot do it.
+    fn is_possible(&mut self, case: &'a Case) -> Result<bool> {
+        let lab = Lab {
+            setup: &self.prepared.setup,
+            rack: &self.rack,
+            watch: &StallWatch::new(0),
+            cancelled: self.cancelled,
+        };
+        lab.check()?;
+        let before = self.in_force.take();
+        match put_in_force(&lab, case, before) {
+            Ok(()) => self.in_force = Some(case),
+            Err(error) if case.optional => {
+                let why = format!("{}: left out: {error:#}", case.name);
+                eprintln!("{why}");
+                self.document.notes.push(why);
+            }
+            Err(error) => return Err(error.context(format!("case {}", case.name))),
+        }
+        Ok(self.in_force.is_some())
     }
 
     /// Runs a case, and again if the machine's CPUs were away for too long meanwhile.
@@ -239,12 +265,10 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Measures a case once.
-    fn measured(&mut self, case: &'a Case, watch: &StallWatch) -> Result<Run> {
+    /// Measures a case once, for which the rack is set up.
+    fn measured(&self, case: &'a Case, watch: &StallWatch) -> Result<Run> {
         let lab = Lab { setup: &self.prepared.setup, rack: &self.rack, watch, cancelled: self.cancelled };
         lab.check()?;
-        put_in_force(&lab, case, self.in_force)?;
-        self.in_force = Some(case);
         let run = std::thread::scope(|scope| {
             let _ended = Ended(watch);
             watch.start(scope, 0..std::thread::available_parallelism().map_or(1, usize::from));
@@ -269,6 +293,9 @@ impl Drop for Ended<'_> {
 fn put_in_force(lab: &Lab<'_>, case: &Case, before: Option<&Case>) -> Result<()> {
     if before.is_none_or(|before| before.queueing != case.queueing) {
         lab.rack.set_queueing(case.queueing)?;
+    }
+    if let Some(tcp) = case.tcp.filter(|_| before.is_none_or(|before| before.tcp != case.tcp)) {
+        (0..lab.setup.rack.hosts).try_for_each(|host| lab.rack.set_tcp(host, tcp.congestion, tcp.ecn))?;
     }
     if before.is_some_and(|before| before.plan == case.plan) {
         return Ok(());

@@ -2,6 +2,7 @@
 
 use crate::{
     measure::result::{Claim, Curve, Document, Figure, Run, Stream},
+    report::utc,
     units::{show_ns, show_rate},
 };
 
@@ -60,7 +61,10 @@ fn value(figure: &Figure) -> String {
 /// One line for each point of the curves.
 fn curves(curves: &[Curve]) -> Rows {
     let rows = curves.iter().flat_map(|curve| {
-        curve.points.iter().map(|(x, y)| vec![curve.name.clone(), format!("{x:.2}"), format!("{y:.3}")])
+        curve.points.iter().map(|(x, y)| {
+            let label = curve.labels.get(*x as usize).cloned();
+            vec![curve.name.clone(), label.unwrap_or_else(|| format!("{x:.2}")), format!("{y:.3}")]
+        })
     });
     (vec!["curve", "x", "y"], rows.collect())
 }
@@ -77,15 +81,30 @@ fn axes(document: &Document) -> String {
     document.curves.first().map_or(String::new(), |curve| format!("x: {}; y: {}", curve.x, curve.y))
 }
 
+/// On what, and when.
+fn machine(document: &Document) -> String {
+    let Document { host, .. } = document;
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("unknown").to_owned();
+    let kind = if host["cpu"]["virtual"].as_bool() == Some(true) { "a virtual machine with " } else { "" };
+    format!(
+        "{kind}{} x {}, Linux {}, {}; hosts and switches are network namespaces",
+        host["cpu"]["count"],
+        text(&host["cpu"]["model"]),
+        text(&host["kernel"]),
+        utc(document.started_unix_ns)
+    )
+}
+
 /// A page of Markdown: what the paper saw, what was seen here, and why they differ.
 pub(super) fn page(experiment: &Experiment, document: &Document) -> String {
     let mut text = format!(
-        "# {}\n\n{}.\n\n**The paper** ({}): {}\n\n**Here**, by `{}`:\n",
+        "# {}\n\n{}.\n\n**The paper** ({}): {}\n\n**Here**, by `{}` ({}):\n",
         document.name,
         document.title,
         experiment.figure,
         experiment.paper,
-        document.command.join(" ")
+        document.command.join(" "),
+        machine(document)
     );
     for (header, rows) in [streams(document), figures(&document.runs), curves(&document.curves)] {
         if !rows.is_empty() {

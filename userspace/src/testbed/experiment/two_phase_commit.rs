@@ -410,6 +410,7 @@ fn judge(_: &Setup, done: &[Done]) -> Findings {
         x: "size of a burst, switch buffers".into(),
         y: "commits a second".into(),
         points: SIZES.iter().filter_map(|&size| Some((f64::from(size), commits(way, size)?))).collect(),
+        labels: Vec::new(),
     };
     let curves = WAYS.map(curve).into_iter().filter(|curve| !curve.points.is_empty()).collect();
     Findings { claims, curves, notes: pace(done).into_iter().collect() }
