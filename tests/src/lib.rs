@@ -16,5 +16,6 @@ pub mod png;
 pub mod program;
 pub mod relay;
 pub mod results;
+pub mod root;
 pub mod sender;
 pub mod tcp;

@@ -13,6 +13,7 @@ pub mod qdisc;
 pub mod report;
 pub mod sim;
 pub mod socket;
+pub mod switch;
 pub mod table;
 pub mod tag;
 pub mod testbed;

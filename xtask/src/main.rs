@@ -9,6 +9,7 @@ mod bench;
 mod bpf;
 mod build;
 mod demo;
+mod dist;
 mod linker;
 mod pins;
 mod privilege;
@@ -35,6 +36,7 @@ enum Task {
     Test(test::Args),
     Bench(bench::Args),
     Vm(vm::Args),
+    Dist(dist::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Dist(args) => dist::run(&args),
     };
     result.unwrap_or_else(|error| {
         say!("{error:#}");

@@ -58,6 +58,22 @@ pub const TESTS: &[Package] = &[
     Package { provides: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", name: "fonts-dejavu-core" },
     Package { provides: "ptpd", name: "ptpd" },
     Package { provides: "memcached", name: "memcached" },
+    // Terminals, checks of units, and readers of what packages have.
+    Package { provides: "tmux", name: "tmux" },
+    Package { provides: "script", name: "bsdutils" },
+    Package { provides: "setpriv", name: "util-linux" },
+    Package { provides: "systemd-analyze", name: "systemd" },
+    Package { provides: "man", name: "man-db" },
+    Package { provides: "/usr/lib/python3/dist-packages/jsonschema", name: "python3-jsonschema" },
+    Package { provides: "/usr/lib/python3/dist-packages/yaml", name: "python3-yaml" },
+];
+
+/// What packages are made with.
+pub const PACKAGING: &[Package] = &[
+    Package { provides: "dpkg-deb", name: "dpkg" },
+    Package { provides: "gzip", name: "gzip" },
+    Package { provides: "tar", name: "tar" },
+    Package { provides: "strip", name: "binutils" },
 ];
 
 /// What the benchmarks run besides [`TESTBED`]: the tools that `qjump measure` is compared with.

@@ -3,7 +3,7 @@
 use crate::bpf::Objects;
 use crate::privilege::Root;
 use crate::workspace::Workspace;
-use crate::{apt, barrier, build, pins, process, say};
+use crate::{apt, barrier, build, dist, pins, process, say};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -27,6 +27,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     build::qjump(&workspace, Objects::ProgramAndLab)?;
     apt::ensure(&[pins::TESTBED, pins::TESTS].concat())?;
     let barrier = barrier::ensure(&workspace)?;
+    let packages = dist::make(&workspace)?;
 
     say!("tests without root rights");
     let mut unit = build::cargo(&workspace)?;
@@ -39,6 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     say!("tests with root rights");
     let mut integration = build::cargo(&workspace)?;
     integration.env("QJUMP_BARRIER", barrier);
+    integration.env("QJUMP_DEB", &packages[0]);
     root.lend_to_cargo(&mut integration)?;
     // The release profile, so that they share what was built with the command. One at a time: they measure.
     integration.args(["test", "--package", "qjump-tests", "--locked", "--release", "--", "--test-threads=1"]);

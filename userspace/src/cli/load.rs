@@ -1,20 +1,39 @@
 //! `qjump load` and `qjump unload`.
 
-use super::{Failure, plan::NetworkArgs, print};
+use super::{Failure, confirm, plan::NetworkArgs, print};
 use crate::{
     config::QueueChoice,
-    dataplane::{self, Chosen, Error, Hook, Request, loses_late_timers},
+    dataplane::{self, Chosen, Error, Hook, Loaded, Request, loses_late_timers},
     plan::Plan,
     qdisc::Queue,
-    units::Rate,
+    units::{Nanos, Rate, UnitError},
 };
 use clap::Args;
+use std::fmt::Write as _;
 
 /// Limit and mark what leaves through interfaces; again to replace plan and program
 #[derive(Args)]
 pub struct LoadCommand {
     #[command(flatten)]
     target: TargetArgs,
+    /// Go back to what was before unless that is confirmed within this time, by Enter or by `qjump confirm`; also when this
+    /// command ends or loses its terminal
+    #[arg(long, value_name = "TIME", value_parser = confirm_time)]
+    confirm: Option<Nanos>,
+    /// This is the process that goes back
+    #[arg(long, hide = true, requires = "confirm")]
+    supervise: bool,
+}
+
+/// A time in which a person can confirm something.
+fn confirm_time(text: &str) -> Result<Nanos, String> {
+    const LONGEST_S: u64 = 86_400;
+    let time: Nanos = text.parse().map_err(|error: UnitError| error.to_string())?;
+    match time.ns() {
+        0 => Err("nobody can confirm anything in no time; give 60s, for example".to_owned()),
+        ns if ns > LONGEST_S * 1_000_000_000 => Err(format!("at most {LONGEST_S}s, a day")),
+        _ => Ok(time),
+    }
 }
 
 /// Interfaces, and what is to be in force there.
@@ -104,47 +123,62 @@ pub struct UnloadCommand {
 
 impl LoadCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let target = self.target.read()?;
-        let request = target.request();
-        let plan = request.plan;
-        let loaded = dataplane::load(&request)?;
-        print(plan)?;
-        for one in loaded {
-            let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
-            let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };
-            print(format!("{}: {what} ({}){stale}", one.interface, one.hook))?;
-            let Chosen { queue, why, .. } = &one.queue;
-            match queue {
-                Queue::Keep => print(format!("{}: over a limit, packets are dropped: {why}", one.interface))?,
-                _ => print(format!("{}: over a limit, packets wait in {}: {why}", one.interface, queue.name()))?,
+        let load = |target: &Target| -> Result<String, Failure> {
+            let request = target.request();
+            Ok(report(request.plan, &dataplane::load(&request)?))
+        };
+        match self.confirm {
+            Some(within) if self.supervise => {
+                let work = self.target.read().map(|target| (target.interfaces.clone(), move || load(&target)));
+                confirm::supervise(within, work)
             }
-            if let Some(level) = loses_late_timers(plan, *queue) {
-                print(format!(
-                    "{}: level {level}: timers are late, and what that costs a packet that waits in htb is lost; a tolerance \
-                     buys it back: --tolerance 200us",
-                    one.interface
-                ))?;
-            }
-            for (level, largest) in &one.smaller {
-                print(format!(
-                    "{}: level {level}: packets have at most {largest} B, half of its burst: the other half is htb's",
-                    one.interface
-                ))?;
-            }
-            if let Some(cap) = one.gso_cap {
-                print(format!(
-                    "{}: GSO packets have at most {cap} segment{} now, so that the bursts of byte-charged levels stay within the plan",
-                    one.interface,
-                    if cap == 1 { "" } else { "s" }
-                ))?;
+            Some(within) => confirm::front(within),
+            None => {
+                let target = self.target.read()?;
+                confirm::refuse_while_waiting()?;
+                print(load(&target)?.trim_end())
             }
         }
-        Ok(())
     }
+}
+
+/// What was loaded, for people.
+fn report(plan: &Plan, loaded: &[Loaded]) -> String {
+    let mut text = format!("{plan}\n");
+    for one in loaded {
+        let mut say = |line: String| {
+            let _ = writeln!(text, "{}: {line}", one.interface);
+        };
+        let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
+        let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };
+        say(format!("{what} ({}){stale}", one.hook));
+        let Chosen { queue, why, .. } = &one.queue;
+        match queue {
+            Queue::Keep => say(format!("over a limit, packets are dropped: {why}")),
+            _ => say(format!("over a limit, packets wait in {}: {why}", queue.name())),
+        }
+        if let Some(level) = loses_late_timers(plan, *queue) {
+            say(format!(
+                "level {level}: timers are late, and what that costs a packet that waits in htb is lost; a tolerance buys it \
+                 back: --tolerance 200us"
+            ));
+        }
+        for (level, largest) in &one.smaller {
+            say(format!("level {level}: packets have at most {largest} B, half of its burst: the other half is htb's"));
+        }
+        if let Some(cap) = one.gso_cap {
+            say(format!(
+                "GSO packets have at most {cap} segment{} now, so that the bursts of byte-charged levels stay within the plan",
+                if cap == 1 { "" } else { "s" }
+            ));
+        }
+    }
+    text
 }
 
 impl UnloadCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
+        confirm::refuse_while_waiting()?;
         let interfaces = if self.all { dataplane::loaded_interfaces()? } else { self.interface.clone() };
         if interfaces.is_empty() {
             return print("qjump is not loaded on any interface");

@@ -2,6 +2,8 @@
 
 mod assign;
 mod check;
+mod completions;
+mod confirm;
 mod doctor;
 mod interrupt;
 mod load;
@@ -11,12 +13,14 @@ mod report;
 mod run;
 mod sim;
 mod status;
+mod switch_config;
 mod tag;
 mod testbed;
+mod top;
 
 use std::{ffi::OsString, io, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Bounded network latency for small messages: limits what each priority level may send, marks every
 /// packet with its level, and computes the bound that follows.
@@ -33,8 +37,10 @@ enum Command {
     Sim(Box<sim::SimCommand>),
     Check(Box<check::CheckCommand>),
     Load(load::LoadCommand),
+    Confirm(confirm::ConfirmCommand),
     Unload(load::UnloadCommand),
     Status(status::StatusCommand),
+    Top(top::TopCommand),
     Doctor(doctor::DoctorCommand),
     Run(run::RunCommand),
     Tag(tag::TagCommand),
@@ -44,6 +50,10 @@ enum Command {
     Measure(measure::MeasureCommand),
     Testbed(testbed::TestbedCommand),
     Report(report::ReportCommand),
+    SwitchConfig(switch_config::SwitchConfigCommand),
+    Completions(completions::CompletionsCommand),
+    Man(completions::ManCommand),
+    Schema(completions::SchemaCommand),
 }
 
 /// How a command failed; each kind has its exit status.
@@ -108,8 +118,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sim(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Load(command) => command.run(),
+        Command::Confirm(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Tag(command) => command.run(),
@@ -119,6 +131,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Measure(command) => command.run(),
         Command::Testbed(command) => command.run(),
         Command::Report(command) => command.run(),
+        Command::SwitchConfig(command) => command.run(),
+        Command::Completions(command) => command.run(Cli::command()),
+        Command::Man(command) => command.run(Cli::command()),
+        Command::Schema(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

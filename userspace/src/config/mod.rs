@@ -19,6 +19,10 @@ use crate::{
     units::{self, Nanos, Rate},
 };
 
+/// The JSON Schema of the file, for editors. Written by hand, beside deserializers that are: the tests hold its keys against
+/// theirs.
+pub const SCHEMA: &str = include_str!("qjump.schema.json");
+
 /// A configuration that could not be read.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -848,6 +852,37 @@ level = 4
         ] {
             let error = text.parse::<LevelArg>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    /// serde lists the keys that it would have taken.
+    #[test]
+    fn the_schema_knows_the_keys_of_the_deserializers() {
+        let schema: serde_json::Value = serde_json::from_str(SCHEMA).unwrap();
+        let cluster = "[cluster]\nhosts = 1\nlink-rate = \"1gbit\"\nmax-packet = 64\nepsilon = \"1us\"\n";
+        for (section, pointer) in [
+            ("nonsense = 1\n[cluster]", "/properties"),
+            ("[cluster]\nnonsense = 1", "/$defs/cluster/properties"),
+            ("[[level]]\nnonsense = 1", "/$defs/level/properties"),
+            ("[[app]]\nnonsense = 1", "/$defs/app/properties"),
+            ("[[assign]]\nnonsense = 1", "/$defs/assign/properties"),
+            ("[host]\nnonsense = 1", "/$defs/host/properties"),
+        ] {
+            // Before what is missing, and after it where it is a section of its own.
+            let text = match section.strip_suffix("[cluster]") {
+                Some(first) => format!("{first}{cluster}"),
+                None if section.contains("[cluster]") => section.to_owned(),
+                None => format!("{cluster}{section}"),
+            };
+            let message = toml::from_str::<File>(&text).unwrap_err().message().to_owned();
+            let (_, known) = message.split_once("expected one of ").unwrap_or_else(|| panic!("{section}: {message}"));
+            let mut known: Vec<&str> = known.split(['`', ',', ' ']).filter(|word| !word.is_empty()).collect();
+            // The other spelling of keys of two words.
+            known.retain(|key| !key.contains('_'));
+            known.sort_unstable();
+            let properties = schema.pointer(pointer).and_then(serde_json::Value::as_object).unwrap();
+            let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
+            assert_eq!(keys, known, "{section}");
         }
     }
 }

@@ -264,7 +264,7 @@ pub fn has(interface: &str, request: &Request<'_>) -> Result<Option<bool>, Error
 }
 
 /// Puts back the queue and the GSO limit that a load found.
-fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
+pub(super) fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
     if plan.gso_before > 0 {
         qdisc::set_gso_max_segs(index, plan.gso_before)?;
     }
@@ -277,7 +277,7 @@ fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error> {
 }
 
 /// The queue that the first load found.
-fn before_load(plan: &PlanRecord) -> Before {
+pub(super) fn before_load(plan: &PlanRecord) -> Before {
     let length = (plan.queue_before_len as usize).min(QUEUE_BEFORE);
     Before::from_bytes(&plan.queue_before[..length]).unwrap_or(Before::Default)
 }

@@ -10,6 +10,7 @@ mod load;
 mod maps;
 pub mod netlink;
 mod pins;
+pub mod rollback;
 mod status;
 pub mod sys;
 mod trial;

@@ -182,6 +182,18 @@ pub fn has_kind(ifindex: u32, options: &Options) -> io::Result<bool> {
     }
 }
 
+/// Whether this kernel has this kind of qdisc, by asking for one at the root of `ifindex` with options that it must refuse.
+pub fn knows_kind(ifindex: u32, refused: &Options) -> io::Result<bool> {
+    let qdisc = Qdisc { handle: 1 << 16, parent: ABOVE_ROOT, options: refused.clone() };
+    match set_qdisc(ifindex, &qdisc, ADD).map_err(|error| (error.raw_os_error(), error)) {
+        Err((Some(libc::ENOENT), _)) => Ok(false),
+        Err((Some(libc::EINVAL | libc::ERANGE), _)) => Ok(true),
+        Err((_, error)) => Err(error),
+        // It was not refused after all.
+        Ok(()) => delete_root(ifindex, qdisc.handle).map(|()| true),
+    }
+}
+
 fn link(ifindex: u32) -> LinkMessage {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;

@@ -2,10 +2,11 @@
 
 use std::{io, panic, thread};
 
+use netlink_packet_core::DefaultNla;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{
-    encode::{Fq, Htb, Options, Prio},
+    encode::{Fq, Htb, Options, Prio, attributes},
     kernel::{self, Entry},
     tree::Qdisc,
 };
@@ -39,13 +40,30 @@ pub struct Available {
 }
 
 pub(super) fn available() -> io::Result<Available> {
-    scratch(|lo| {
+    let tried = scratch(|lo| {
         Ok(Available {
             htb: kernel::has_kind(lo, &Options::Htb(Htb { default_class: 1, rate2quantum: 10 }))?,
             fq: kernel::has_kind(lo, &Options::Fq(Fq::default()))?,
             prio: kernel::has_kind(lo, &Options::Prio(Prio { bands: 8, map: [0; 16] }))?,
         })
-    })
+    });
+    match tried {
+        // Without CAP_SYS_ADMIN, as the agent runs.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => known().map_err(|_| error),
+        result => result,
+    }
+}
+
+/// The same found out without a namespace, by requests for the loopback device's root that no kernel carries out: it looks for
+/// the kind first (`qdisc_create`, net/sched/sch_api.c) and then refuses the options. HTB and prio must have some (`htb_init`,
+/// `prio_tune`); fq need not, and takes no table of 2^0 buckets (`fq_change`).
+pub(super) fn known() -> io::Result<Available> {
+    const BUCKETS_LOG: u16 = 3;
+    let none = attributes(&[DefaultNla::new(BUCKETS_LOG, vec![0; 4])]);
+    let knows = |kind: &str, bytes: &[u8]| {
+        kernel::knows_kind(LOOPBACK, &Options::Other { kind: kind.to_owned(), bytes: bytes.to_vec() })
+    };
+    Ok(Available { htb: knows("htb", &[])?, fq: knows("fq", &none)?, prio: knows("prio", &[])? })
 }
 
 /// Whether the kernel makes the same qdisc again from what it reports of it. Some kinds want more to be made than
