@@ -1,5 +1,6 @@
 //! The command line: one module a verb.
 
+mod agent;
 mod assign;
 mod check;
 mod doctor;
@@ -34,6 +35,9 @@ enum Command {
     Check(Box<check::CheckCommand>),
     Load(load::LoadCommand),
     Unload(load::UnloadCommand),
+    Agent(agent::AgentCommand),
+    Reload(agent::ReloadCommand),
+    Drain(agent::DrainCommand),
     Status(status::StatusCommand),
     Doctor(doctor::DoctorCommand),
     Run(run::RunCommand),
@@ -109,6 +113,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
+        Command::Agent(command) => command.run(),
+        Command::Reload(command) => command.run(),
+        Command::Drain(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Run(command) => command.run(),
