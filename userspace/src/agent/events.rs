@@ -8,7 +8,7 @@ use std::{
 
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::net::if_::if_nameindex;
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::qdisc::encode::attribute;
 
@@ -84,7 +84,7 @@ impl Events {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;
-        Ok(Self { socket: AsyncFd::new(Listening(socket))?, names: names() })
+        Ok(Self { socket: readable(Listening(socket))?, names: names() })
     }
 
     /// Waits until something is said of an interface whose name, now or before, is `wanted`, or of one that is not known.
@@ -121,6 +121,11 @@ impl Events {
         };
         before.iter().chain(self.names.get(&heard.index)).any(|name| wanted(name))
     }
+}
+
+fn readable(socket: Listening) -> io::Result<AsyncFd<Listening>> {
+    // SAFETY: the socket is its own descriptor's only owner, and gives the same one for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
 }
 
 fn names() -> HashMap<u32, String> {

@@ -585,3 +585,333 @@ fn backoff(failures: u32, chance: f64) -> Duration {
     let longest = LONGEST_BACKOFF.min(Duration::from_secs(1 << (failures - 1).min(6)));
     longest.mul_f64(0.5 + 0.5 * chance.clamp(0.0, 1.0))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::*;
+    use crate::config::File;
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+    /// A configuration for some interfaces; of two, the one with the greater factor lets more through.
+    fn desired(interfaces: &[&str], factor: u32) -> Arc<Desired> {
+        let text = format!(
+            "cluster = {{ hosts = 4, link-rate = \"1gbit\", max-packet = 256, epsilon = \"4us\" }}\n\
+             host = {{ interfaces = {interfaces:?} }}\n[[level]]\nlevel = 5\nfactor = {factor}\n"
+        );
+        Arc::new(Desired::of(File::parse(&text).expect("it is right"), None).expect("there is a plan"))
+    }
+
+    fn rate(desired: &Desired) -> f64 {
+        desired.plan.levels[0].rate_bps.expect("a limit")
+    }
+
+    /// A host, as far as the machine can see it.
+    #[derive(Default)]
+    struct World {
+        machine: Machine,
+        now: Time,
+        /// The rate in force on each interface that is there.
+        devices: BTreeMap<String, Option<f64>>,
+        /// Interfaces whose queue is somebody else's.
+        foreign: BTreeSet<String>,
+        /// Whether loads fail.
+        fails: bool,
+        /// Every interface that was ever wanted.
+        named: BTreeSet<String>,
+        /// What was done to interfaces: the rate before and after, nothing for an unload.
+        done: Vec<(String, Option<f64>, Option<f64>)>,
+        said: Vec<Report>,
+    }
+
+    impl World {
+        fn put_in(&mut self, input: Input) {
+            if let Input::Config(Ok(desired)) = &input {
+                self.named.extend(desired.file.host.interfaces.iter().cloned());
+            }
+            self.said.extend(self.machine.input(self.now, input));
+        }
+
+        fn configure(&mut self, interfaces: &[&str], factor: u32) {
+            self.put_in(Input::Config(Ok(desired(interfaces, factor))));
+        }
+
+        /// Executes what is to be done now; how much it was.
+        fn proceed(&mut self) -> usize {
+            for count in 0.. {
+                let Some(command) = self.machine.next(self.now) else { return count };
+                assert!(count < 100, "it goes on and on: {command:?}");
+                assert!(self.machine.next(self.now).is_none(), "one at a time");
+                let outcome = self.execute(&command);
+                self.put_in(Input::Done(outcome, 0.5));
+            }
+            unreachable!()
+        }
+
+        /// Lets time pass, with the pauses that the machine asks for.
+        fn wait(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.proceed();
+                let next = self.machine.deadline(self.now).unwrap_or(end);
+                // It must not ask to be asked again at once.
+                self.now = next.max(self.now + Duration::from_millis(1)).min(end);
+            }
+        }
+
+        fn execute(&mut self, command: &Command) -> Outcome {
+            match command {
+                Command::Observe(wanted) => {
+                    Outcome::Observed(wanted.iter().map(|wanted| (wanted.interface.clone(), self.see(wanted))).collect())
+                }
+                Command::Load(wanted) => {
+                    let name = wanted.interface.clone();
+                    assert!(self.named.contains(&name), "nobody wanted {name}");
+                    let result = match self.devices.get_mut(&name) {
+                        None => Err("no such interface".to_owned()),
+                        Some(_) if self.fails => Err("no room".to_owned()),
+                        Some(in_force) => {
+                            let new = Some(rate(&wanted.desired));
+                            self.done.push((name.clone(), *in_force, new));
+                            *in_force = new;
+                            Ok("loaded".to_owned())
+                        }
+                    };
+                    Outcome::Changed(name, result)
+                }
+                Command::Unload(pins, name) => {
+                    assert!(self.named.contains(pins), "nobody wanted {pins}");
+                    if let Some(in_force) = self.devices.get_mut(pins) {
+                        self.done.push((pins.clone(), *in_force, None));
+                        *in_force = None;
+                    }
+                    Outcome::Changed(name.clone(), Ok("unloaded".to_owned()))
+                }
+                Command::Assign(_) => Outcome::Assigned(Ok(()), Duration::from_millis(1)),
+            }
+        }
+
+        fn see(&self, wanted: &Wanted) -> Seen {
+            let new = rate(&wanted.desired);
+            match self.devices.get(&wanted.interface) {
+                None => Seen::Absent,
+                Some(None) => Seen::Unloaded("nothing".to_owned()),
+                Some(Some(_)) if self.foreign.contains(&wanted.interface) && !wanted.yields => Seen::Foreign("other".to_owned()),
+                Some(Some(rate)) if *rate == new => Seen::AsWanted,
+                Some(Some(rate)) => Seen::Differs { why: "another plan".to_owned(), lowers: new < *rate },
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Configure(Vec<&'static str>, u32),
+        Refuse,
+        Come(&'static str),
+        Go(&'static str),
+        Undo(&'static str),
+        Foreign(&'static str),
+        Fail(bool),
+        Hear,
+        Members(u32),
+        Drain,
+        Wait(u64),
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let name = || select(NAMES.to_vec());
+        let one = prop_oneof![
+            3 => (proptest::sample::subsequence(NAMES.to_vec(), 0..=4), 1..4u32).prop_map(|(names, factor)| Event::Configure(names, factor)),
+            1 => Just(Event::Refuse),
+            3 => name().prop_map(Event::Come),
+            1 => name().prop_map(Event::Go),
+            2 => name().prop_map(Event::Undo),
+            1 => name().prop_map(Event::Foreign),
+            1 => any::<bool>().prop_map(Event::Fail),
+            1 => Just(Event::Hear),
+            1 => (1..9u32).prop_map(Event::Members),
+            1 => Just(Event::Drain),
+            3 => (1..5_000u64).prop_map(Event::Wait),
+        ];
+        vec(one, 1..40)
+    }
+
+    fn play(world: &mut World, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::Configure(names, factor) => world.configure(&names, factor),
+                Event::Refuse => {
+                    let before = world.machine.desired().cloned();
+                    world.put_in(Input::Config(Err("wrong".to_owned())));
+                    let after = world.machine.desired();
+                    assert!(before.as_ref().map(Arc::as_ptr) == after.map(Arc::as_ptr), "the old one stays");
+                    assert_eq!(world.machine.state().refused.as_deref(), Some("wrong"));
+                }
+                Event::Come(name) => drop(world.devices.entry(name.to_owned()).or_default()),
+                Event::Go(name) => drop(world.devices.remove(name)),
+                Event::Undo(name) => world.devices.entry(name.to_owned()).and_modify(|rate| *rate = None).or_default().take().map_or((), drop),
+                Event::Foreign(name) => drop(world.foreign.insert(name.to_owned())),
+                Event::Fail(fails) => world.fails = fails,
+                Event::Hear => world.put_in(Input::Event),
+                Event::Members(hosts) => {
+                    world.put_in(Input::Members(Members { hosts, source: "file".to_owned(), age: Duration::ZERO }));
+                }
+                Event::Drain => world.put_in(Input::Drain),
+                Event::Wait(ms) => world.wait(Duration::from_millis(ms)),
+            }
+            world.proceed();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_it_ends_as_wanted_and_stays_so(events in events()) {
+            let mut world = World::default();
+            play(&mut world, events);
+            // No more faults, and what was given up gets a new chance.
+            world.fails = false;
+            world.wait(HOUR + LONGEST_BACKOFF);
+            if let Some(wanted) = world.machine.desired().cloned().filter(|_| !world.machine.state().drained) {
+                for name in &wanted.file.host.interfaces {
+                    if let Some(in_force) = world.devices.get(name) {
+                        prop_assert_eq!(*in_force, Some(rate(&wanted)), "{} {:?}", name, world.machine.state());
+                    }
+                }
+                prop_assert!(world.machine.is_settled());
+            }
+            // The second run does nothing.
+            world.done.clear();
+            world.said.clear();
+            world.wait(LOOK_EVERY * 10);
+            prop_assert_eq!(&world.done, &[]);
+            prop_assert_eq!(&world.said, &[]);
+        }
+
+        #[test]
+        fn what_lowers_goes_before_what_raises(
+            before in proptest::collection::btree_map(select(NAMES.to_vec()), proptest::option::of(1..4u32), 1..=4),
+            factor in 1..4u32,
+        ) {
+            let mut world = World::default();
+            for (name, factor) in &before {
+                world.devices.insert((*name).to_owned(), factor.map(|factor| rate(&desired(&[name], factor))));
+            }
+            let names: Vec<&str> = before.keys().copied().collect();
+            world.configure(&names, factor);
+            world.proceed();
+            let raises = world.done.iter().map(|(_, was, is)| was.zip(*is).is_some_and(|(was, is)| was < is));
+            prop_assert!(raises.is_sorted(), "{:?}", world.done);
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_without_a_configuration() {
+        let mut machine = Machine::new(["a".to_owned()]);
+        machine.input(Time::ZERO, Input::Config(Err("wrong".to_owned())));
+        assert!(machine.next(Time::ZERO).is_none() && machine.deadline(Time::ZERO).is_none());
+        // What an agent before it has managed, and nobody wants any more, goes.
+        machine.input(Time::ZERO, Input::Config(Ok(desired(&[], 1))));
+        assert!(matches!(machine.next(Time::ZERO), Some(Command::Unload(pins, _)) if pins == "a"));
+    }
+
+    #[test]
+    fn failures_are_tried_again_later_and_later() {
+        let mut world = World { fails: true, ..World::default() };
+        world.devices.insert("a".to_owned(), None);
+        world.configure(&["a"], 1);
+        world.proceed();
+        let said = world.said.len();
+        let mut tries = Vec::new();
+        for _ in 0..600 {
+            world.now += Duration::from_secs(1);
+            if world.machine.next(world.now).is_some_and(|command| match command {
+                Command::Load(_) => true,
+                other => {
+                    let outcome = world.execute(&other);
+                    world.put_in(Input::Done(outcome, 1.0));
+                    false
+                }
+            }) {
+                tries.push(world.now.as_secs());
+                world.put_in(Input::Done(Outcome::Changed("a".to_owned(), Err("no room".to_owned())), 1.0));
+            }
+        }
+        let gaps: Vec<u64> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps.is_sorted() && gaps.iter().all(|&gap| gap <= LONGEST_BACKOFF.as_secs() + 2), "{gaps:?}");
+        assert!(gaps.last() >= Some(&50), "{gaps:?}");
+        assert_eq!(world.said.len(), said, "it is said once: {:?}", world.said);
+    }
+
+    #[test]
+    fn who_undoes_it_again_and_again_means_it() {
+        let mut world = World::default();
+        world.devices.insert("a".to_owned(), None);
+        world.configure(&["a"], 1);
+        for _ in 0..100 {
+            world.wait(LOOK_EVERY * 2);
+            world.devices.insert("a".to_owned(), None);
+        }
+        assert_eq!(world.done.len(), 1 + MOST_REPAIRS);
+        let errors = world.said.iter().filter(|report| report.urgency == Urgency::Error).count();
+        assert_eq!(errors, 1, "{:?}", world.said);
+        // Who asks anew gets new tries.
+        world.configure(&["a"], 1);
+        world.wait(LOOK_EVERY);
+        assert_eq!(world.done.len(), 2 + MOST_REPAIRS);
+    }
+
+    #[test]
+    fn a_cluster_grows_at_once_and_shrinks_after_a_while() {
+        let members = |hosts| Input::Members(Members { hosts, source: "file".to_owned(), age: Duration::ZERO });
+        let mut world = World::default();
+        world.configure(&["a"], 1);
+        let in_force = |world: &World| world.machine.state().hosts;
+        world.put_in(members(6));
+        assert_eq!(in_force(&world), 6);
+        for minute in 0..9 {
+            world.now = Duration::from_secs(60 * minute);
+            world.put_in(members(if minute == 5 { 5 } else { 3 }));
+            assert_eq!(in_force(&world), 6);
+        }
+        world.now = HOLD;
+        world.put_in(members(2));
+        // The largest of those that came meanwhile.
+        assert_eq!(in_force(&world), 5);
+        world.put_in(members(4));
+        world.now += HOLD / 2;
+        // A return starts the time anew.
+        world.put_in(members(5));
+        world.put_in(members(4));
+        world.now += HOLD / 2;
+        world.put_in(members(4));
+        assert_eq!(in_force(&world), 5);
+        // More hosts than can be planned for: the plan in force stays, and that is said.
+        world.put_in(members(u32::MAX));
+        assert_eq!(in_force(&world), 5);
+        assert!(world.machine.state().refused.is_some());
+    }
+
+    #[test]
+    fn looks_at_processes_leave_the_host_alone() {
+        let mut machine = Machine::default();
+        let mut world = desired(&[], 1);
+        let rules = File::parse(&format!("{}\n[[assign]]\nlevel = 5\nlocal-port = 11211\n", "[cluster]\nhosts = 4\nlink-rate = \"1gbit\"\nmax-packet = 256\nepsilon = \"4us\"\n[[level]]\nlevel = 5\nfactor = 1"));
+        world = Arc::new(Desired::of(rules.expect("it is right"), None).unwrap_or_else(|_| panic!("{world:?}")));
+        machine.input(Time::ZERO, Input::Config(Ok(world)));
+        let took = Duration::from_millis(80);
+        let (mut now, mut working) = (Time::ZERO, Duration::ZERO);
+        while now < Duration::from_secs(1000) {
+            // Some process comes each second.
+            machine.input(now, Input::Processes(now.as_secs()));
+            while let Some(command) = machine.next(now) {
+                assert!(matches!(command, Command::Assign(_)));
+                (now, working) = (now + took, working + took);
+                machine.input(now, Input::Done(Outcome::Assigned(Ok(()), took), 0.0));
+            }
+            now += Duration::from_millis(250);
+        }
+        assert!(working >= took * 50 && working < now / 90, "{working:?}");
+    }
+}

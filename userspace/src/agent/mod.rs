@@ -26,7 +26,7 @@ pub mod machine;
 mod notify;
 mod run;
 
-pub use run::{Failed, Options, run};
+pub use run::{Failed, Handle, Options, run};
 
 /// Where the agent listens.
 pub const SOCKET: &str = "/run/qjump/agent.sock";
