@@ -135,12 +135,12 @@ impl<'a> Agent<'a> {
         Ok((memory.trim().trim_end_matches(" kB").parse()?, ticks))
     }
 
-    /// Waits, at most ten seconds.
+    /// Waits, at most half a minute.
     pub fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(30);
         while !holds(self) {
             if Instant::now() > end {
-                bail!("not within ten seconds: {what}; its log:\n{}", self.log());
+                bail!("not within half a minute: {what}; its log:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -293,9 +293,9 @@ fn hostile_callers_stop_nobody() -> Result<()> {
     let mut random = Random(5);
     let (before, _) = agent.usage()?;
     let words: [&[u8]; 8] = [
-        b"{\"method\": \"tag\", \"level\": 9, \"pid\": 1}",
+        b"{\"method\": \"tag\", \"level\": 9, \"unit\": \"/\"}",
         b"{\"method\": \"tag\", \"level\": 5}",
-        b"{\"method\": \"untag\", \"pid\": 4294967295}",
+        b"{\"method\": \"untag\", \"pid\": 4294967294}",
         b"{\"method\": \"reload\", \"x\": 1}",
         b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
         b"\"\\ud800\"",

@@ -491,7 +491,7 @@ impl Machine {
     /// Whether each interface has had its turn: what is left to do has failed once at least.
     pub fn is_settled(&self) -> bool {
         let open = |managed: &Managed| (managed.look || managed.step().is_some()) && managed.failures == 0;
-        !self.running && !self.interfaces.values().any(open)
+        !self.running && (self.desired.is_none() || !self.interfaces.values().any(open))
     }
 
     /// What is wanted, once something is.
