@@ -1,6 +1,7 @@
 //! What the integration tests and the benchmark share. Everything here needs root and the eBPF objects;
 //! `cargo xtask test` and `cargo xtask bench` see to both.
 
+pub mod agent;
 pub mod arrivals;
 pub mod backpressure;
 pub mod capture;

@@ -119,12 +119,12 @@ impl Link {
         succeeded(&self.qjump(&["unload", "--interface", &self.device])?)
     }
 
-    /// `qjump status --json` of the near interface.
+    /// `qjump status --json` of the near interface; null if nothing is loaded there.
     pub fn status(&self) -> Result<Value> {
         let output = self.qjump(&["status", "--interface", &self.device, "--json"])?;
         ensure!(matches!(output.status.code(), Some(0 | 2)), "{}", String::from_utf8_lossy(&output.stderr));
         let mut status: Value = serde_json::from_slice(&output.stdout)?;
-        Ok(status["interfaces"][0].take())
+        Ok(status["interfaces"].get_mut(0).map_or(Value::Null, Value::take))
     }
 
     /// The pins of the near interface.

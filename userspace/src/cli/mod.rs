@@ -1,5 +1,6 @@
 //! The command line: one module a verb.
 
+mod agent;
 mod assign;
 mod check;
 mod completions;
@@ -39,6 +40,9 @@ enum Command {
     Load(load::LoadCommand),
     Confirm(confirm::ConfirmCommand),
     Unload(load::UnloadCommand),
+    Agent(agent::AgentCommand),
+    Reload(agent::ReloadCommand),
+    Drain(agent::DrainCommand),
     Status(status::StatusCommand),
     Top(top::TopCommand),
     Doctor(doctor::DoctorCommand),
@@ -120,6 +124,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Load(command) => command.run(),
         Command::Confirm(command) => command.run(),
         Command::Unload(command) => command.run(),
+        Command::Agent(command) => command.run(),
+        Command::Reload(command) => command.run(),
+        Command::Drain(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Top(command) => command.run(),
         Command::Doctor(command) => command.run(),

@@ -1,6 +1,10 @@
 //! What the user wants, from a TOML file or from flags, read into a [`Network`] once and for all.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::ValueEnum as _;
 use qjump_ebpf::{Charge, Level, limiter::Oversize};
@@ -10,7 +14,7 @@ use toml::Spanned;
 
 use crate::{
     plan::{
-        Claims, Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, OverRule, Path, Plan,
+        Claims, Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, OverRule, Path as NetworkPath, Plan,
         backward::{App, Assigned},
         default_wire_overhead,
         delays::GSO_BURST,
@@ -45,7 +49,7 @@ pub enum ConfigError {
 }
 
 /// A configuration file.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     cluster: Spanned<Cluster>,
@@ -58,13 +62,38 @@ pub struct File {
     /// This host.
     #[serde(default)]
     pub host: Host,
-    /// The text that all of it comes from.
+    /// The texts that all of it comes from, one after the other.
     #[serde(skip)]
     text: String,
+    /// Where the texts of conf.d begin in it, and their names.
+    #[serde(skip)]
+    parts: Vec<(usize, String)>,
+}
+
+/// A file of conf.d: what it says comes on top of the configuration beside it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fragment {
+    #[serde(rename = "level", default)]
+    levels: Vec<Spanned<FileLevel>>,
+    #[serde(rename = "app", default)]
+    apps: Vec<Spanned<FileApp>>,
+    #[serde(rename = "assign", default)]
+    rules: Vec<Spanned<Rule>>,
+    #[serde(default)]
+    host: Option<Spanned<FragmentHost>>,
+}
+
+/// Section `[host]` of a file of conf.d.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FragmentHost {
+    #[serde(deserialize_with = "interfaces")]
+    interfaces: Vec<String>,
 }
 
 /// Section `[cluster]`: what all hosts have in common.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cluster {
     #[serde(deserialize_with = "hosts")]
@@ -90,7 +119,7 @@ pub struct Cluster {
 }
 
 /// Section `[[level]]`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FileLevel {
     #[serde(deserialize_with = "level_number")]
@@ -116,7 +145,7 @@ pub struct FileLevel {
 }
 
 /// Section `[[app]]`: what an application sends from every host, and how soon it must be there.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FileApp {
     name: String,
@@ -132,7 +161,7 @@ pub struct FileApp {
 }
 
 /// Section `[host]`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
     /// Interfaces to manage.
@@ -480,7 +509,7 @@ pub fn delays(
     let path = hops.is_some() || switch_delay.is_some() || mtu.is_some() || host_burst.is_some();
     match (epsilon, hops, switch_delay) {
         (Some(epsilon), ..) if !path => Ok(Delays::Given(epsilon)),
-        (None, Some(hops), Some(switch_delay)) => Ok(Delays::Path(Path {
+        (None, Some(hops), Some(switch_delay)) => Ok(Delays::Path(NetworkPath {
             hops,
             switch_delay,
             mtu: mtu.unwrap_or(ETHERNET_MTU),
@@ -502,14 +531,70 @@ pub struct Answer {
 }
 
 impl File {
-    /// Reads a configuration file.
+    /// Reads a configuration file, and on top of it the files `*.toml` of the folder `conf.d` beside it, by name. Those may have
+    /// the sections `[[level]]`, `[[app]]`, `[[assign]]` and `[host]` with interfaces.
     ///
     /// # Errors
-    /// If it cannot be read, or its text is wrong: the message shows line, column and place.
-    pub fn read(path: &std::path::Path) -> Result<Self, ConfigError> {
-        let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
-        Self::parse(&text).map_err(|message| ConfigError::Text { path: shown, message })
+    /// If one cannot be read, or its text is wrong: the message shows file, line, column and place.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let mut file = Self::parse(&read(path)?).map_err(|message| text_error(path, message))?;
+        for part in Self::paths(path)?.iter().skip(1) {
+            let name = format!("conf.d/{}", part.file_name().unwrap_or_default().display());
+            file.add(&name, &read(part)?).map_err(|message| text_error(path, message))?;
+        }
+        Ok(file)
+    }
+
+    /// The files that [`File::read`] reads.
+    ///
+    /// # Errors
+    /// If there is a conf.d that cannot be listed.
+    pub fn paths(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+        let folder = path.with_file_name("conf.d");
+        let failed = |source| ConfigError::Read { path: folder.display().to_string(), source };
+        let mut paths = vec![path.to_owned()];
+        match fs::read_dir(&folder) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            entries => {
+                for entry in entries.map_err(failed)? {
+                    let found = entry.map_err(failed)?.path();
+                    if found.extension().is_some_and(|extension| extension == "toml") {
+                        paths.push(found);
+                    }
+                }
+                paths[1..].sort();
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Adds a file of conf.d.
+    ///
+    /// # Errors
+    /// The message, with a caret at the place.
+    pub fn add(&mut self, name: &str, text: &str) -> Result<(), String> {
+        /// The same value at its place in all texts together.
+        fn moved<T>(values: Vec<Spanned<T>>, by: usize) -> impl Iterator<Item = Spanned<T>> {
+            values.into_iter().map(move |value| {
+                let span = value.span();
+                Spanned::new(span.start + by..span.end + by, value.into_inner())
+            })
+        }
+        let Fragment { levels, apps, rules, host } =
+            toml::from_str(text).map_err(|error| format!("in {name}: {}", helpful(error.to_string().trim_end())))?;
+        let by = self.text.len();
+        self.parts.push((by, name.to_owned()));
+        self.text += text;
+        self.levels.extend(moved(levels, by));
+        self.apps.extend(moved(apps, by));
+        self.rules.extend(moved(rules, by));
+        for host in moved(host.into_iter().collect(), by) {
+            if let Some(twice) = host.get_ref().interfaces.iter().find(|name| self.host.interfaces.contains(name)) {
+                return Err(self.at(&host, format!("interface '{twice}' is named already; name it in one file")));
+            }
+            self.host.interfaces.extend(host.into_inner().interfaces);
+        }
+        Ok(())
     }
 
     /// Reads the text of a configuration file.
@@ -547,7 +632,12 @@ impl File {
         let unlimited = LevelSpec::new(Level::STRICTEST, Demand::Unlimited);
         Network { levels: vec![unlimited], ..network.clone() }.plan().map_err(|error| self.at(&self.cluster, error))?;
         if self.apps.is_empty() {
-            for level in &self.levels {
+            for (number, level) in self.levels.iter().enumerate() {
+                let same = |other: &&Spanned<FileLevel>| other.get_ref().level == level.get_ref().level;
+                if let Some(first) = self.levels[..number].iter().find(same) {
+                    let twice = format!("level {} is given twice", level.get_ref().level);
+                    return Err(format!("{}\n{}", self.at(level, twice), self.show(first, "this is the other one")));
+                }
                 network.levels.push(level.get_ref().spec().map_err(|error| self.at(level, error))?);
                 network.plan().map_err(|error| self.at(level, error))?;
             }
@@ -591,18 +681,38 @@ impl File {
         self.line(self.rules[rule].span().start)
     }
 
+    /// The text that a byte of all texts is in: its name, empty for the first, its text and the byte's place there.
+    fn part(&self, offset: usize) -> (&str, &str, usize) {
+        let number = self.parts.partition_point(|(start, _)| *start <= offset);
+        let end = self.parts.get(number).map_or(self.text.len(), |(start, _)| *start);
+        let (start, name) = number.checked_sub(1).map_or((0, ""), |before| (self.parts[before].0, &*self.parts[before].1));
+        (name, &self.text[start..end], offset - start)
+    }
+
     fn line(&self, offset: usize) -> usize {
-        line(&self.text, offset)
+        let (_, text, offset) = self.part(offset);
+        line(text, offset)
     }
 
     /// The message with its line and a caret, in the form of the TOML reader's own.
     fn at<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        at(&self.text, place, message)
+        format!("error {}", self.show(place, message))
     }
 
+    /// The same without the word. A place in conf.d has its file's name before it.
     fn show<T>(&self, place: &Spanned<T>, message: impl fmt::Display) -> String {
-        show(&self.text, place, message)
+        let (name, text, start) = self.part(place.span().start);
+        let shown = show(text, start, message);
+        if name.is_empty() { shown } else { format!("in {name} {shown}") }
     }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.display().to_string(), source })
+}
+
+fn text_error(path: &Path, message: String) -> ConfigError {
+    ConfigError::Text { path: path.display().to_string(), message }
 }
 
 /// The line, from 1, of a byte of a text.
@@ -612,11 +722,11 @@ fn line(text: &str, offset: usize) -> usize {
 
 /// A message about a place of a TOML text with its line and a caret, in the form of the TOML reader's own.
 pub(crate) fn at<T>(text: &str, place: &Spanned<T>, message: impl fmt::Display) -> String {
-    format!("error {}", show(text, place, message))
+    format!("error {}", show(text, place.span().start, message))
 }
 
-fn show<T>(text: &str, place: &Spanned<T>, message: impl fmt::Display) -> String {
-    let start = place.span().start.min(text.len());
+fn show(text: &str, start: usize, message: impl fmt::Display) -> String {
+    let start = start.min(text.len());
     let before = &text[..start];
     let number = line(text, start);
     let begin = before.rfind('\n').map_or(0, |at| at + 1);

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    sync::OnceLock,
 };
 
 use aya::{
@@ -17,7 +18,7 @@ use aya::{
 };
 use nix::sys::stat::Mode;
 use qjump_ebpf::{
-    Config, Level, LevelLimit, PlanRecord,
+    Charge, Config, Level, LevelLimit, PlanRecord,
     layout::{HOOK_CLSACT, HOOK_TCX, QUEUE_BEFORE, QUEUE_KEEP},
     names,
 };
@@ -108,14 +109,39 @@ enum Found {
     Leftovers {
         created_clsact: bool,
     },
-    Tcx(FdLink),
-    Clsact,
+    Tcx {
+        link: FdLink,
+        program: u32,
+    },
+    Clsact {
+        program: Option<u32>,
+    },
 }
+
+impl Found {
+    /// The program that runs there.
+    const fn program(&self) -> Option<u32> {
+        match self {
+            Self::Nothing | Self::Leftovers { .. } => None,
+            Self::Tcx { program, .. } => Some(*program),
+            Self::Clsact { program } => *program,
+        }
+    }
+
+    const fn is_loaded(&self) -> bool {
+        matches!(self, Self::Tcx { .. } | Self::Clsact { .. })
+    }
+}
+
+/// The kernel's digest of this qjump's program, once this process has loaded it. It is of the instructions alone, without the
+/// maps that they use (`bpf_prog_calc_tag`, kernel/bpf/core.c).
+static OWN_TAG: OnceLock<u64> = OnceLock::new();
 
 struct Prepared {
     interface: Interface,
     pins: Pins,
-    object: Ebpf,
+    /// Nothing if the program that runs there is this one.
+    object: Option<Ebpf>,
     hook: Hook,
     found: Found,
     decision: Decision,
@@ -240,27 +266,108 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
 /// If there is no such interface, or its pins are not readable or not ours, or the request cannot be loaded there.
 pub fn has(interface: &str, request: &Request<'_>) -> Result<Option<bool>, Error> {
     check_name(interface)?;
-    let pins = Pins::of(interface);
     let device = netlink::interface(interface)
         .map_err(Error::io(interface, "looking it up"))?
         .ok_or_else(|| Error::NoInterface(interface.to_owned()))?;
-    if !matches!(find(&device, &pins)?, Found::Tcx(_) | Found::Clsact) {
-        return Ok(None);
+    Ok(match standing(&device, request)? {
+        Standing::Nothing(_) | Standing::Stale(_) => None,
+        Standing::Same => Some(true),
+        Standing::Other { .. } | Standing::Displaced(_) => Some(false),
+    })
+}
+
+/// What an interface has, held against what a request would load there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing: why.
+    Nothing(String),
+    /// Just that.
+    Same,
+    /// Something else: what, and whether a load would take from a level.
+    Other {
+        /// What.
+        why: String,
+        /// Whether some level may send more than it would after a load.
+        lowers: bool,
+    },
+    /// Somebody else's queue is in the place of the one that was loaded.
+    Displaced(String),
+    /// The device is managed under another name, or what is pinned under this one is of another device: those pins.
+    Stale(String),
+}
+
+/// Holds what an interface has against what `request` would load there. Changes nothing.
+///
+/// # Errors
+/// If its pins are not readable or not ours, or the request cannot be loaded there.
+pub fn standing(device: &Interface, request: &Request<'_>) -> Result<Standing, Error> {
+    check_suitable(device, request.plan)?;
+    let (name, pins) = (&device.name, Pins::of(&device.name));
+    let here = sys::network_namespace().map_err(Error::io(name, "asking for the network namespace"))?;
+    if linked_device(&pins).is_some_and(|index| index != device.index)
+        && Maps::open(name, &pins).is_ok_and(|maps| maps.in_force().plan.netns == here)
+    {
+        return Ok(Standing::Stale(name.clone()));
     }
-    let old = Maps::open(interface, &pins)?.in_force();
-    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, &device)?;
-    let gso_max_segs = if old.plan.gso_before > 0 { old.plan.gso_before } else { qdisc::gso_max_segs(device.index)? };
-    let device = Device { mtu: device.mtu, gso_max_segs };
-    let (new, _) = enforce::config(request.plan, request.pcp, chosen.queue, request.host_rate, device)?;
+    match find(device, &pins)? {
+        Found::Tcx { .. } | Found::Clsact { .. } => {}
+        found => {
+            return Ok(match (earlier_name(device), found) {
+                (Some(old), _) => Standing::Stale(old),
+                (None, Found::Nothing) => Standing::Nothing("nothing is loaded".to_owned()),
+                _ => Standing::Nothing("its program is not attached any more".to_owned()),
+            });
+        }
+    }
+    let old = Maps::open(name, &pins)?.in_force();
+    if old.plan.queue != QUEUE_KEEP
+        && let Owner::Foreign { kind, handle } = qdisc::owner(device.index)?
+    {
+        return Ok(Standing::Displaced(format!("somebody has put a queue of his own ({kind} {handle}) in the place of qjump's")));
+    }
+    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, device)?;
+    let gso_now = qdisc::gso_max_segs(device.index)?;
+    let gso_max_segs = if old.plan.gso_before > 0 { old.plan.gso_before } else { gso_now };
+    let limits_of = Device { mtu: device.mtu, gso_max_segs };
+    let (new, gso_cap) = enforce::config(request.plan, request.pcp, chosen.queue, request.host_rate, limits_of)?;
     let hook = match request.hook {
         Hook::Auto => old.plan.hook,
         Hook::Tcx => HOOK_TCX,
         Hook::Clsact => HOOK_CLSACT,
     };
+    let other = |why: String, lowers| Ok(Standing::Other { why, lowers });
     // Without what a limit knows of the one before it.
     let limits = |config: &Config| config.limits.map(|limit| limit.replacing(&LevelLimit::NOT_CONFIGURED));
-    let rest = |config: &Config| (config.flags, config.plan.queue, config.plan.host_rate_bps);
-    Ok(Some(limits(&old) == limits(&new) && rest(&old) == rest(&new) && hook == old.plan.hook))
+    let rest = |config: &Config| {
+        let PlanRecord { queue, host_rate_bps, hosts, link_rate_bps, epsilon_ns, levels, .. } = config.plan;
+        (config.flags, queue, host_rate_bps, hosts, link_rate_bps, epsilon_ns, levels)
+    };
+    if limits(&old) != limits(&new) || rest(&old) != rest(&new) || hook != old.plan.hook {
+        let lowers = Level::strictest_first().any(|level| permitted(&new, level) < permitted(&old, level));
+        return other("another plan is in force".to_owned(), lowers);
+    }
+    if let Some(cap) = gso_cap.filter(|cap| *cap < gso_now) {
+        return other(format!("GSO packets may have {gso_now} segments, not {cap}"), true);
+    }
+    match qdisc::verify(device.index, &enforce::setup(&old))?.into_iter().next() {
+        Some(complaint) => other(complaint, true),
+        None => Ok(Standing::Same),
+    }
+}
+
+/// What a level may send, bit/s.
+fn permitted(config: &Config, level: Level) -> f64 {
+    match config.limits[level.index()].charge() {
+        Charge::NotConfigured => 0.0,
+        Charge::Unlimited => f64::INFINITY,
+        Charge::Packet | Charge::Byte => config.plan.levels[level.index()].rate_bps,
+    }
+}
+
+/// The device that the pinned tcx link is on, if it is on one.
+fn linked_device(pins: &Pins) -> Option<u32> {
+    let fd = sys::open_pin(&pins.link()).ok()?;
+    sys::tcx_link(fd.as_fd()).ok().map(|link| link.ifindex).filter(|&index| index != 0)
 }
 
 /// Puts back the queue and the GSO limit that a load found.
@@ -408,12 +515,12 @@ fn locate(interface: &Interface, pins: &Pins, wanted: Hook) -> Result<(Found, Ho
     let hook = match (wanted, &found) {
         (Hook::Tcx, _) if !has_tcx => return Err(Error::NoTcx),
         // A replacement stays where it is, unless told otherwise.
-        (Hook::Auto, Found::Clsact) => Hook::Clsact,
+        (Hook::Auto, Found::Clsact { .. }) => Hook::Clsact,
         (Hook::Auto, _) if has_tcx => Hook::Tcx,
         (Hook::Auto, _) => Hook::Clsact,
         (hook, _) => hook,
     };
-    let moving = matches!((&found, hook), (Found::Tcx(_), Hook::Clsact) | (Found::Clsact, Hook::Tcx));
+    let moving = matches!((&found, hook), (Found::Tcx { .. }, Hook::Clsact) | (Found::Clsact { .. }, Hook::Tcx));
     if moving {
         return Err(Error::Attach {
             detail: format!(
@@ -453,7 +560,7 @@ fn decide(interface: &Interface, pins: &Pins, request: &Request<'_>, found: &Fou
     let name = &interface.name;
     let chosen = enforce::choose(request.queue, request.host_rate, request.plan, interface)?;
     let old = match found {
-        Found::Tcx(_) | Found::Clsact => Some(Maps::open(name, pins)?.in_force().plan),
+        Found::Tcx { .. } | Found::Clsact { .. } => Some(Maps::open(name, pins)?.in_force().plan),
         Found::Nothing | Found::Leftovers { .. } => None,
     };
     let before = match &old {
@@ -510,7 +617,7 @@ pub fn foresee(interface: &Interface, request: &Request<'_>) -> Result<Foreseen,
     let Decision { chosen, gso_cap, before, .. } = decide(interface, &pins, request, &found)?;
     Ok(Foreseen {
         hook: hook.attached(),
-        replaces: matches!(found, Found::Tcx(_) | Found::Clsact),
+        replaces: found.is_loaded(),
         displaces: match before {
             Before::Classless { kind, .. } if chosen.queue != Queue::Keep => Some(kind),
             _ => None,
@@ -547,6 +654,11 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
             grants::remove_unneeded();
         });
     }
+    if let (Some(id), Some(own)) = (found.program(), OWN_TAG.get())
+        && sys::program_tag(id).is_ok_and(|tag| tag == *own)
+    {
+        return Ok(Prepared { interface, pins, object: None, hook, found, decision });
+    }
     // Only the owner may look in: whoever can write the maps can lift the limits.
     let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     let object = pins
@@ -554,7 +666,7 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
         .map_err(Error::io(&name, "creating its directory in /sys/fs/bpf"))
         .and_then(|()| load_object(&pins));
     nix::sys::stat::umask(umask);
-    Ok(Prepared { interface, pins, object: object?, hook, found, decision })
+    Ok(Prepared { interface, pins, object: Some(object?), hook, found, decision })
 }
 
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
@@ -565,8 +677,30 @@ fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     grants::share_maps(&mut loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
-    program(&mut object)?.load().map_err(|error| refused("program")(shorten(&error)))?;
+    load_program(&mut object)?;
     Ok(object)
+}
+
+fn load_program(object: &mut Ebpf) -> Result<(), Error> {
+    let refused = |detail| Error::Kernel { what: "program", detail };
+    let program = program(object)?;
+    program.load().map_err(|error| refused(shorten(&error)))?;
+    let tag = program.info().map_err(|error| refused(shorten(&error)))?.tag();
+    let _ = OWN_TAG.set(tag);
+    Ok(())
+}
+
+/// Has this process know its program again where it runs, so that a change of the plan need not load it: loads it once,
+/// attached to nothing.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn recognise() -> Result<(), Error> {
+    if OWN_TAG.get().is_some() {
+        return Ok(());
+    }
+    let refused = |detail| Error::Kernel { what: "maps", detail };
+    load_program(&mut EbpfLoader::new().load(OBJECT).map_err(|error| refused(shorten(&error)))?)
 }
 
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {
@@ -599,7 +733,7 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
             return Err(corrupt(link, format!("its link is on another device, index {}", state.ifindex)));
         }
         let link = PinnedLink::from_pin(&link).map_err(|error| corrupt(link.clone(), error.to_string()))?;
-        return Ok(Found::Tcx(FdLink::from(link)));
+        return Ok(Found::Tcx { link: FdLink::from(link), program: state.program_id });
     }
     let filter = clsact_filter(interface.index).map_err(Error::io(&interface.name, "listing its filters"))?;
     match Maps::open(&interface.name, pins).map(|maps| maps.in_force().plan) {
@@ -607,7 +741,7 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
             Err(Error::FilterElsewhere { interface: interface.name.clone(), netns: plan.netns })
         }
         Ok(plan) if plan.hook == HOOK_CLSACT && filter.is_some() && plan.ifindex == interface.index => {
-            Ok(Found::Clsact)
+            Ok(Found::Clsact { program: filter.and_then(|filter| filter.program_id) })
         }
         Ok(plan) => {
             Ok(Found::Leftovers { created_clsact: plan.ifindex == interface.index && plan.created_clsact == 1 })
@@ -646,11 +780,14 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
     let Prepared { interface, pins, mut object, hook, found, decision } = prepared;
     let Decision { mut config, smaller, chosen, gso_cap, before } = decision;
     let name = interface.name.clone();
-    let mut maps = Maps::of(&mut object).map_err(Error::io(&name, "opening its maps"))?;
+    let mut maps = match &mut object {
+        Some(object) => Maps::of(object).map_err(Error::io(&name, "opening its maps"))?,
+        None => Maps::open(&name, &pins)?,
+    };
     let loaded = Loaded {
         interface: name.clone(),
         hook: hook.attached(),
-        replaced: matches!(found, Found::Tcx(_) | Found::Clsact),
+        replaced: found.is_loaded(),
         queue: chosen.clone(),
         smaller,
         gso_cap,
@@ -678,13 +815,15 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
                 let index = interface.index;
                 undo.push(move || drop(netlink::remove_unused_clsact(index)));
             }
-            attach(&mut object, &interface, &pins, hook)?;
+            if let Some(object) = &mut object {
+                attach(object, &interface, &pins, hook)?;
+            }
             if hook == Hook::Clsact {
                 let index = interface.index;
                 undo.push(move || drop(detach_clsact(index, false)));
             }
         }
-        Found::Tcx(_) | Found::Clsact => {
+        Found::Tcx { .. } | Found::Clsact { .. } => {
             let old = maps.in_force();
             config.plan.created_clsact = old.plan.created_clsact;
             let gso_now = qdisc::gso_max_segs(index)?;
@@ -707,15 +846,16 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
             maps.note(&noted).map_err(Error::io(&name, "noting what was there"))?;
             // First the program, then the configuration: both programs read the same configuration, and
             // the change of configuration is the step that can be taken back.
-            match found {
-                Found::Tcx(link) => {
+            match (&mut object, found) {
+                (None, _) => {}
+                (Some(object), Found::Tcx { link, .. }) => {
                     let link = SchedClassifierLink::try_from(link).map_err(|error| attach_failed(shorten(&error)))?;
-                    let program = program(&mut object)?;
+                    let program = program(object)?;
                     let id = program.attach_to_link(link).map_err(|error| attach_failed(shorten(&error)))?;
                     // The pin goes on holding the link when this handle is closed.
                     drop(program.take_link(id));
                 }
-                _ => attach_clsact(&mut object, &interface, true)?,
+                (Some(object), _) => attach_clsact(object, &interface, true)?,
             }
             let changing = Error::io(&name, "changing its configuration");
             let form = |plan: &PlanRecord| (plan.queue, plan.host_rate_bps > 0);

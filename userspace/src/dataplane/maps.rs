@@ -1,9 +1,10 @@
 //! The pinned maps of one interface, and the protocol of a change.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::fd::AsFd,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -42,7 +43,13 @@ pub struct Maps {
     config: Array<MapData, Config>,
     state: SharedState,
     counters: PerCpuArray<MapData, Counters>,
+    /// The number of the state map on this host.
+    id: u32,
 }
+
+/// The changes, by state map and number, that this process has ended itself: what is in force then needs no end before the
+/// next one. Each costs a grace period, some ten milliseconds.
+static ENDED: Mutex<BTreeMap<u32, u64>> = Mutex::new(BTreeMap::new());
 
 /// The longest that a change waits for what the old configuration admitted to drain.
 const LONGEST_DRAIN: Duration = Duration::from_secs(1);
@@ -102,6 +109,7 @@ impl Maps {
     fn from_data(config: MapData, state: MapData, counters: MapData) -> io::Result<Self> {
         let state_fd = state.fd().as_fd().try_clone_to_owned()?;
         Ok(Self {
+            id: map_info(state_fd.as_fd())?.id,
             config: Array::try_from(Map::Array(config)).map_err(io::Error::other)?,
             state: SharedState::new(state_fd)?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(counters)).map_err(io::Error::other)?,
@@ -136,10 +144,12 @@ impl Maps {
     /// Puts `config` in force for all levels at one instant, under traffic. Only the holder of the
     /// host's lock may call it. See [`qjump_ebpf::limiter`] for why each step is there.
     pub fn put_in_force(&mut self, config: &Config) -> io::Result<()> {
-        // A loader that was killed half-way may have left words of the slot that is about to be written.
-        self.settle();
-
         let old = self.in_force();
+        // A loader that was killed half-way may have left words of the slot that is about to be written.
+        if lock(&ENDED).remove(&self.id) != Some(old.plan.generation) {
+            self.settle();
+        }
+
         let mut new = stamped(config, old.plan.generation + 1);
         for (limit, old) in new.limits.iter_mut().zip(&old.limits) {
             *limit = limit.replacing(old);
@@ -148,6 +158,7 @@ impl Maps {
         self.config.set(idle as u32, new, 0).map_err(io::Error::other)?;
         self.state.activate(idle);
         self.settle();
+        lock(&ENDED).insert(self.id, new.plan.generation);
         Ok(())
     }
 
@@ -193,6 +204,10 @@ impl Maps {
         }
         Ok(sum)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn stamped(config: &Config, generation: u64) -> Config {

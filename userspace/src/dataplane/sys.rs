@@ -74,6 +74,19 @@ fn info(fd: BorrowedFd<'_>, words: &mut [u32]) -> io::Result<()> {
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut [halves(head), words.as_mut_ptr() as u64, 0, 0]).map(|_| ())
 }
 
+/// The kernel's digest of a program's instructions (`struct bpf_prog_info`, `tag`), by the program's number.
+pub fn program_tag(id: u32) -> io::Result<u64> {
+    const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut [halves([id, 0]), 0])?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    // type, id, tag[8].
+    let mut words = [0u32; 4];
+    info(fd.as_fd(), &mut words)?;
+    // As aya writes it.
+    Ok(u64::from_be(halves([words[2], words[3]])))
+}
+
 /// What makes a map fit for reuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapShape {

@@ -32,6 +32,8 @@ mod rate;
 mod scratch;
 mod tree;
 
+use std::sync::OnceLock;
+
 use qjump_ebpf::LEVELS;
 use serde::{Deserialize, Serialize};
 
@@ -126,8 +128,6 @@ pub enum Owner {
         kind: String,
         /// Its number, as `tc` writes it.
         handle: String,
-        /// Why it could not be put back as it is; `None` if it can.
-        obstacle: Option<String>,
     },
 }
 
@@ -158,12 +158,17 @@ const CLASSLESS: [&str; 21] = [
 ];
 
 /// Tries which queues this kernel has, on the loopback device of a network namespace of its own: nothing of it can
-/// be seen from outside.
+/// be seen from outside. A process tries once.
 ///
 /// # Errors
 /// Without CAP_SYS_ADMIN and CAP_NET_ADMIN, or if the kernel refuses for another reason than not having a queue.
 pub fn available() -> Result<Available, Error> {
-    scratch::available().map_err(Error::scratch)
+    static KNOWN: OnceLock<Available> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let found = scratch::available().map_err(Error::scratch)?;
+    Ok(*KNOWN.get_or_init(|| found))
 }
 
 /// Whose the root is.
@@ -176,11 +181,7 @@ pub fn owner(ifindex: u32) -> Result<Owner, Error> {
         None => Owner::Default,
         Some(root) => match ours(root) {
             Some(queue) => Owner::Ours(queue),
-            None => Owner::Foreign {
-                kind: root.kind.clone(),
-                handle: Handle(root.handle).to_string(),
-                obstacle: obstacle(root, &observed),
-            },
+            None => Owner::Foreign { kind: root.kind.clone(), handle: Handle(root.handle).to_string() },
         },
     })
 }

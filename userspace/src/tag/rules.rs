@@ -358,6 +358,32 @@ impl Rule {
     }
 }
 
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, cgroup: _, unit: _, user, exe, local_port, remote_port, remote } = self;
+        write!(f, "level {level} for")?;
+        if let Some(place) = self.place() {
+            write!(f, " {place}")?;
+        }
+        match user {
+            Some(User::Id(id)) => write!(f, " user {id}")?,
+            Some(User::Name(name)) => write!(f, " user {name}")?,
+            None => {}
+        }
+        match exe {
+            Some(Exe::File(path)) => write!(f, " exe {}", path.display())?,
+            Some(Exe::Folder(path)) => write!(f, " exe {}/*", path.display())?,
+            None => {}
+        }
+        for (what, ports) in [("local-port", local_port), ("remote-port", remote_port)] {
+            if let Some(Ports { first, last }) = ports {
+                write!(f, " {what} {first}-{last}")?;
+            }
+        }
+        remote.map_or(Ok(()), |Prefix { network, length }| write!(f, " remote {network}/{length}"))
+    }
+}
+
 /// Why rules are refused. Rules are counted from 0.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the message is the documentation")]

@@ -1,0 +1,456 @@
+//! The loop: hears, asks the machine, has the worker execute, and says what happened.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use qjump_ebpf::Level;
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    time::{Interval, MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    control::{Asked, Control, Request, refusal},
+    desired::Desired,
+    events::Events,
+    host, log,
+    machine::{Command, Input, Machine, Members, Outcome, State, Time},
+    notify::Supervisor,
+};
+use crate::{
+    dataplane,
+    tag::{self, Selector, Session},
+};
+
+/// What `qjump agent` is given.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub config: PathBuf,
+    /// The control socket; its folder keeps the agent's own notes, too.
+    pub socket: PathBuf,
+    /// End when everything is in force, or has failed once.
+    pub once: bool,
+    /// Say each command.
+    pub verbose: bool,
+}
+
+/// Why an agent could not begin, or did not do what it was to do.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the message is the documentation")]
+pub enum Failed {
+    #[error("another agent holds {path}; stop it first, or give this one a socket of its own: --socket PATH")]
+    Another { path: PathBuf },
+    #[error("cannot use {path}: {source}")]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("cannot {doing}: {source}")]
+    System { doing: &'static str, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] dataplane::Error),
+    #[error("{0}")]
+    NotInForce(String),
+}
+
+/// How long a reload waits for what it changes.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether processes have come or gone.
+const PROCESSES_EVERY: Duration = Duration::from_secs(1);
+/// How long a command may last until the watchdog hears nothing more.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// What parts of the agent beside the loop see of it, and tell it.
+#[derive(Clone)]
+pub struct Handle {
+    /// How things are.
+    pub state: watch::Receiver<State>,
+    /// How many hosts there are.
+    pub members: mpsc::Sender<Members>,
+}
+
+/// Runs an agent until it is told to end, by SIGTERM or SIGINT. The limits stay.
+///
+/// # Errors
+/// If it cannot begin; with `once`, if something is not in force in the end.
+pub fn run(options: &Options) -> Result<(), Failed> {
+    log::begin(options.verbose);
+    dataplane::require_capabilities("attaching")?;
+    let folder = options.socket.parent().unwrap_or(Path::new("."));
+    let mut builder = fs::DirBuilder::new();
+    let failed = |path: &Path| { let path = path.to_owned(); move |source| Failed::Socket { path, source } };
+    builder.recursive(true).mode(0o755).create(folder).map_err(failed(folder))?;
+    let notes = Notes::open(&options.socket.with_extension("managed"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Failed::System { doing: "begin", source })?;
+    runtime.block_on(async {
+        let mut agent = Agent::begin(options, notes)?;
+        agent.run().await
+    })
+}
+
+/// Which interfaces this agent manages, for the one that comes after it; and a lock, so that there is one at a time.
+struct Notes {
+    file: Flock<File>,
+    written: String,
+}
+
+impl Notes {
+    fn open(path: &Path) -> Result<Self, Failed> {
+        let failed = |source| Failed::Socket { path: path.to_owned(), source };
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => Failed::Another { path: path.to_owned() },
+            errno => failed(errno.into()),
+        })?;
+        let written = io::read_to_string(&*file).map_err(failed)?;
+        Ok(Self { file, written })
+    }
+
+    /// The interfaces of the agent before.
+    fn managed(&self) -> Vec<String> {
+        self.written.lines().map(str::to_owned).collect()
+    }
+
+    fn write<'a>(&mut self, managed: impl Iterator<Item = &'a String>) -> io::Result<()> {
+        let text: String = managed.map(|name| format!("{name}\n")).collect();
+        if text != self.written {
+            // An agent that is killed in between leaves a name too many or half a one, and unloading that does nothing.
+            io::Seek::rewind(&mut &*self.file)?;
+            (&*self.file).write_all(text.as_bytes())?;
+            self.file.set_len(text.len() as u64)?;
+            self.written = text;
+        }
+        Ok(())
+    }
+}
+
+/// What comes back from the worker.
+enum Finished {
+    Command(Outcome),
+    Config(Result<Arc<Desired>, String>, Option<oneshot::Sender<Value>>),
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A reload that waits for what it changes.
+struct Waiting {
+    answer: oneshot::Sender<Value>,
+    changes: Vec<String>,
+    until: Time,
+}
+
+struct Agent<'a> {
+    options: &'a Options,
+    began: Instant,
+    machine: Machine,
+    notes: Notes,
+    supervisor: Supervisor,
+    worker: std::sync::mpsc::Sender<Work>,
+    /// When the worker was given the command that it is at.
+    working_since: Option<Instant>,
+    finished: (mpsc::UnboundedSender<Finished>, mpsc::UnboundedReceiver<Finished>),
+    requests: mpsc::Receiver<Asked>,
+    members: mpsc::Receiver<Members>,
+    state: watch::Sender<State>,
+    waiting: Vec<Waiting>,
+    /// Held, so that channels of parts that are not there stay open.
+    _handle: Handle,
+    status: String,
+}
+
+impl<'a> Agent<'a> {
+    fn begin(options: &'a Options, notes: Notes) -> Result<Self, Failed> {
+        let control = Control::begin(&options.socket)
+            .map_err(|source| Failed::Socket { path: options.socket.clone(), source })?;
+        let (asked, requests) = mpsc::channel(1);
+        tokio::spawn(control.serve(asked));
+        let (worker, work) = std::sync::mpsc::channel::<Work>();
+        let thread = std::thread::Builder::new().name("qjump-worker".to_owned());
+        thread
+            .spawn(move || work.into_iter().for_each(|work| work()))
+            .map_err(|source| Failed::System { doing: "begin a thread", source })?;
+        let (state, watching) = watch::channel(State::default());
+        let (counted, members) = mpsc::channel(1);
+        // Metrics and the sources of members begin here, with a clone of this.
+        let handle = Handle { state: watching, members: counted };
+        Ok(Self {
+            options,
+            began: Instant::now(),
+            machine: Machine::new(notes.managed()),
+            notes,
+            supervisor: Supervisor::find(),
+            worker,
+            working_since: None,
+            finished: mpsc::unbounded_channel(),
+            requests,
+            members,
+            state,
+            waiting: Vec::new(),
+            _handle: handle,
+            status: String::new(),
+        })
+    }
+
+    fn now(&self) -> Time {
+        self.began.elapsed()
+    }
+
+    async fn run(&mut self) -> Result<(), Failed> {
+        let listening = |source| Failed::System { doing: "listen", source };
+        let mut events = Events::begin().map_err(listening)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(listening)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(listening)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(listening)?;
+        let mut processes = every(PROCESSES_EVERY);
+        let watchdog = self.supervisor.watchdog();
+        let mut watchdog_tick = every(watchdog.unwrap_or(Duration::from_secs(3600)));
+        self.reload(None);
+        loop {
+            self.proceed();
+            if self.options.once && self.machine.state().generation + u64::from(self.state.borrow().refused.is_some()) > 0 && self.machine.is_settled() {
+                return self.verdict();
+            }
+            let now = self.now();
+            let waits = self.waiting.iter().map(|waiting| waiting.until);
+            let deadline = self.machine.deadline(now).into_iter().chain(waits).min();
+            let pause = sleep(deadline.map_or(Duration::from_secs(3600), |at| at.saturating_sub(now)));
+            let (machine, has_rules) = (&self.machine, self.machine.has_rules());
+            let input = tokio::select! {
+                () = pause => continue,
+                heard = events.heard(|name| machine.managed().any(|managed| managed == name)) => {
+                    heard.map_err(listening)?;
+                    Input::Event
+                }
+                Some(finished) = self.finished.1.recv() => match self.finish(finished) {
+                    Some(input) => input,
+                    None => continue,
+                },
+                Some((request, answer)) = self.requests.recv() => {
+                    self.serve(request, answer);
+                    continue;
+                }
+                Some(members) = self.members.recv() => Input::Members(members),
+                _ = hangup.recv() => {
+                    self.reload(None);
+                    continue;
+                }
+                _ = processes.tick(), if has_rules => Input::Processes(host::processes()),
+                _ = watchdog_tick.tick(), if watchdog.is_some() => {
+                    if self.working_since.is_none_or(|since| since.elapsed() < STUCK) {
+                        self.supervisor.say("WATCHDOG=1");
+                    }
+                    continue;
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            };
+            self.put_in(input);
+        }
+        self.supervisor.say("STOPPING=1");
+        tracing::info!("stopping; the limits stay in force, `qjump unload --all` takes them off");
+        Ok(())
+    }
+
+    fn put_in(&mut self, input: Input) {
+        let now = self.now();
+        self.machine.input(now, input).iter().for_each(log::say);
+    }
+
+    /// Begins what is to be done, and tells others how things are.
+    fn proceed(&mut self) {
+        let now = self.now();
+        if let Some(command) = self.machine.next(now) {
+            // Before the command, so that whoever comes after this agent knows of what it may leave.
+            if let Err(error) = self.notes.write(self.machine.managed()) {
+                tracing::warn!("cannot note which interfaces are managed: {error}");
+            }
+            self.execute(command);
+        }
+        let state = self.machine.state();
+        if state.ready && !self.state.borrow().ready {
+            self.supervisor.say("READY=1");
+            tracing::info!("ready after {} ms", self.began.elapsed().as_millis());
+            // For the first change to be a quick one.
+            let _ = self.worker.send(Box::new(|| drop(dataplane::recognise())));
+        }
+        let broken = state.interfaces.values().flatten().count();
+        let status = format!("STATUS={} interfaces, {broken} not as they should be", state.interfaces.len());
+        if status != self.status {
+            self.supervisor.say(&status);
+            self.status = status;
+        }
+        let ended: Vec<Waiting> = {
+            let settled = self.machine.is_settled();
+            self.waiting.extract_if(.., |waiting| settled || waiting.until <= now).collect()
+        };
+        for Waiting { answer, changes, .. } in ended {
+            // Who has gone meanwhile does not want it any more.
+            let _ = answer.send(json!({"ok": true, "changes": changes, "agent": to_json(&state)}));
+        }
+        self.state.send_if_modified(|before| {
+            let changed = *before != state;
+            *before = state;
+            changed
+        });
+    }
+
+    fn execute(&mut self, command: Command) {
+        tracing::debug!("{}", name(&command));
+        self.working_since = Some(Instant::now());
+        let finished = self.finished.0.clone();
+        let _ = self.worker.send(Box::new(move || drop(finished.send(Finished::Command(host::execute(&command))))));
+    }
+
+    fn finish(&mut self, finished: Finished) -> Option<Input> {
+        match finished {
+            Finished::Command(outcome) => {
+                self.working_since = None;
+                Some(Input::Done(outcome, chance()))
+            }
+            Finished::Config(result, answer) => {
+                self.supervisor.say("READY=1");
+                let changes = match &result {
+                    Ok(new) => self.machine.desired().map_or_else(Vec::new, |old| old.difference(new)),
+                    Err(why) => {
+                        if let Some(answer) = answer {
+                            let _ = answer.send(refusal("refused", why));
+                        }
+                        return Some(Input::Config(result));
+                    }
+                };
+                for change in &changes {
+                    tracing::info!("the configuration changes: {change}");
+                }
+                self.put_in(Input::Config(result));
+                if let Some(answer) = answer {
+                    self.waiting.push(Waiting { answer, changes, until: self.now() + RELOAD_PATIENCE });
+                }
+                None
+            }
+        }
+    }
+
+    /// Reads the configuration, for as many hosts as there are known to be.
+    fn reload(&mut self, answer: Option<oneshot::Sender<Value>>) {
+        if self.machine.desired().is_some() {
+            let usec = dataplane::sys::monotonic_ns() / 1000;
+            self.supervisor.say(&format!("RELOADING=1\nMONOTONIC_USEC={usec}"));
+        }
+        let (finished, path, hosts) = (self.finished.0.clone(), self.options.config.clone(), self.machine.counted_hosts());
+        let _ = self.worker.send(Box::new(move || {
+            let read = Desired::read(&path, hosts).map_err(|error| error.to_string());
+            let read = read.and_then(|desired| host::rehearse(&desired).map(|()| desired));
+            let _ = finished.send(Finished::Config(read, answer));
+        }));
+    }
+
+    fn serve(&mut self, request: Request, answer: oneshot::Sender<Value>) {
+        match request {
+            Request::Status {} => {
+                let _ = answer.send(json!({"ok": true, "agent": to_json(&self.machine.state())}));
+            }
+            Request::Reload {} => self.reload(Some(answer)),
+            Request::Drain {} => {
+                self.put_in(Input::Drain);
+                self.waiting.push(Waiting { answer, changes: Vec::new(), until: self.now() + RELOAD_PATIENCE });
+            }
+            Request::Tag { level, pid, cgroup, unit, sndbuf } => {
+                self.change_tags(answer, pid, cgroup, unit, move |session, selector| {
+                    let level = Level::new(level).ok_or_else(|| refusal("usage", format!("there is no level {level}")))?;
+                    let request = tag::Request { level, send_buffer: sndbuf };
+                    session.tag(selector, &request).map_err(|error| refusal("failed", error))
+                });
+            }
+            Request::Untag { pid, cgroup, unit } => {
+                self.change_tags(answer, pid, cgroup, unit, |session, selector| {
+                    session.untag(selector).map_err(|error| refusal("failed", error))
+                });
+            }
+        }
+    }
+
+    fn change_tags(
+        &self,
+        answer: oneshot::Sender<Value>,
+        pid: Option<u32>,
+        cgroup: Option<PathBuf>,
+        unit: Option<String>,
+        change: impl FnOnce(&mut Session, &Selector) -> Result<tag::Changed, Value> + Send + 'static,
+    ) {
+        let selector = match (pid, cgroup, unit) {
+            (Some(pid), None, None) => Selector::Process(pid),
+            (None, Some(path), None) => Selector::Cgroup(path),
+            (None, None, Some(unit)) => Selector::Unit(unit),
+            _ => {
+                let _ = answer.send(refusal("usage", "give one of pid, cgroup and unit"));
+                return;
+            }
+        };
+        let _ = self.worker.send(Box::new(move || {
+            let changed = Session::begin()
+                .map_err(|error| refusal("failed", error))
+                .and_then(|mut session| change(&mut session, &selector));
+            let _ = answer.send(changed.map_or_else(
+                |refusal| refusal,
+                |changed| json!({"ok": true, "cgroup": changed.cgroup.path, "sockets": changed.sockets.visited}),
+            ));
+        }));
+    }
+
+    /// Of an agent that runs once.
+    fn verdict(&self) -> Result<(), Failed> {
+        let state = self.machine.state();
+        let problems: Vec<String> = state
+            .interfaces
+            .iter()
+            .filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?)))
+            .chain(state.refused)
+            .collect();
+        if problems.is_empty() { Ok(()) } else { Err(Failed::NotInForce(problems.join("\nqjump: "))) }
+    }
+}
+
+fn name(command: &Command) -> String {
+    match command {
+        Command::Observe(wanted) => format!("look at {} interface(s)", wanted.len()),
+        Command::Load(wanted) => format!("load {}", wanted.interface),
+        Command::Unload(pins, _) => format!("unload {pins}"),
+        Command::Assign(_) => "apply the rules".to_owned(),
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// A number from 0 to 1 that other hosts do not have at the same time.
+fn chance() -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
+}
+
+/// As the control socket answers.
+fn to_json(state: &State) -> Value {
+    json!({
+        "generation": state.generation,
+        "refused": state.refused,
+        "hosts": state.hosts,
+        "hosts_source": state.hosts_source,
+        "hosts_age_s": state.hosts_age.map(|age| age.as_secs()),
+        "ready": state.ready,
+        "drained": state.drained,
+        "rules": state.rules,
+        "interfaces": state.interfaces,
+    })
+}
