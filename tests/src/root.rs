@@ -70,7 +70,7 @@ impl Root {
     pub fn command(&self, netns: &NetNs, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", netns.name())).arg("chroot").arg(self.path()).args(arguments);
-        command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
         command
     }
 }

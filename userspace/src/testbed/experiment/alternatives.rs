@@ -100,10 +100,15 @@ struct Work {
 
 impl Work {
     fn cache(&self) -> Cache {
-        let workload =
-            Workload { keys: 1_000, sets: 0.1, popularity: Popularity::Zipf(0.99), sizes: Sizes::Etc, seed: 1 };
+        let workload = Workload {
+            keys: 1_000,
+            sets: 0.1,
+            popularity: Popularity::Zipf(0.99),
+            sizes: Sizes::Fixed(1_000),
+            seed: 1,
+        };
         let time = self.time.saturating_sub(WARM_UP);
-        Cache { server: SERVER, client: CLIENT, rate: 100.0, connections: 16, depth: 1, workload, duration: time }
+        Cache { server: SERVER, client: CLIENT, rate: 60.0, connections: 16, depth: 1, workload, duration: time }
     }
 
     fn train(&self) -> Train {

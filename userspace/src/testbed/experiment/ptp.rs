@@ -86,7 +86,7 @@ fn plan(setup: &Setup) -> Result<Plan> {
 
 fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let plan = plan(setup)?;
-    let duration = setup.pick(Duration::from_secs(3), Duration::from_secs(45));
+    let duration = setup.pick(Duration::from_secs(3), Duration::from_secs(40));
     let shuffle = || Load::Shuffle { pairs: BULK.to_vec(), bytes: 12_000_000, pause: Duration::from_millis(500) };
     let case = |name: &str, about: &str, load: Load, plan: Option<Plan>| {
         let setting = json!({
@@ -135,10 +135,11 @@ fn measure(lab: &Lab<'_>, load: &Load, levels: bool, bound_ns: Option<u64>, dura
     Ok(Run { warm_up_ns: warm_up.as_nanos() as u64, streams, ..run })
 }
 
-/// 500 requests a second, to ETC's values.
+/// As in the experiment `memcached`.
 fn requests(duration: Duration) -> Cache {
-    let workload = Workload { keys: 1_000, sets: 0.1, popularity: Popularity::Zipf(0.99), sizes: Sizes::Etc, seed: 1 };
-    Cache { server: SERVER, client: CLIENT, rate: 500.0, connections: 16, depth: 16, workload, duration }
+    let workload =
+        Workload { keys: 1_000, sets: 0.1, popularity: Popularity::Zipf(0.99), sizes: Sizes::Fixed(1_000), seed: 1 };
+    Cache { server: SERVER, client: CLIENT, rate: 400.0, connections: 16, depth: 16, workload, duration }
 }
 
 fn unix_ns() -> u64 {
