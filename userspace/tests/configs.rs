@@ -134,7 +134,9 @@ fn each_wrong_place_is_shown() {
         assert!(GOOD.contains(from), "{from}");
         match read(&GOOD.replacen(from, to, 1)) {
             Ok(_) => missed.push(format!("{to:?} is accepted")),
-            Err(error) if !error.contains(&format!("line {line},")) || !error.contains(part) || !error.contains('^') => {
+            Err(error)
+                if !error.contains(&format!("line {line},")) || !error.contains(part) || !error.contains('^') =>
+            {
                 missed.push(format!("{to:?}, line {line}, {part:?}:\n{error}"));
             }
             Err(_) => {}
@@ -150,15 +152,25 @@ fn what_is_wrong_together_names_both() {
         file.add("conf.d/a.toml", fragment)?;
         Desired::of(file, None)
     };
-    let both = with("[[level]]\nlevel = 4\nfactor = 2\n\n[[assign]]\nlevel = 4\nlocal-port = 1\n\n[host]\ninterfaces = [\"eth1\"]\n");
+    let both = with(
+        "[[level]]\nlevel = 4\nfactor = 2\n\n[[assign]]\nlevel = 4\nlocal-port = 1\n\n[host]\ninterfaces = [\"eth1\"]\n",
+    );
     let both = both.expect("it is good together");
     assert_eq!(both.file.host.interfaces, ["eth0", "eth1"]);
     assert_eq!((both.plan.levels.len(), both.rules.iter().len()), (3, 4));
     for (fragment, part, other) in [
         ("\n[[level]]\nlevel = 7\nfactor = 2\n", "in conf.d/a.toml at line 2,", "at line 12,"),
-        ("# first\n\n[[assign]]\nlevel = 6\ncgroup = \"/system.slice/x\"\n", "in conf.d/a.toml at line 3,", "at line 39,"),
+        (
+            "# first\n\n[[assign]]\nlevel = 6\ncgroup = \"/system.slice/x\"\n",
+            "in conf.d/a.toml at line 3,",
+            "at line 39,",
+        ),
         ("[host]\ninterfaces = [\"eth0\"]\n", "in conf.d/a.toml at line 1,", "named already"),
-        ("[[app]]\nname = \"a\"\nmessage = 64\nper-second = 1\ndeadline = \"1ms\"\n", "in conf.d/a.toml at line 1,", "levels as well"),
+        (
+            "[[app]]\nname = \"a\"\nmessage = 64\nper-second = 1\ndeadline = \"1ms\"\n",
+            "in conf.d/a.toml at line 1,",
+            "levels as well",
+        ),
         ("[cluster]\nhosts = 1\n", "in conf.d/a.toml: ", "unknown field `cluster`"),
         ("[host]\ninterfaces = [\"eth1\"]\npcp = true\n", "line 3,", "unknown field `pcp`"),
     ] {
@@ -176,7 +188,11 @@ fn a_difference_is_said_line_by_line() {
         ("rate = \"50mbit\"", "rate = \"40mbit\"", "  level 5: 50mbit -> 40mbit"),
         ("[\"eth0\"]", "[\"eth1\"]", "- interface eth0"),
         ("[\"eth0\"]", "[\"eth0\", \"eth1\"]", "+ interface eth1"),
-        ("local-port = 11211", "local-port = 11212", "+ rule level 5 for unit memcached.service local-port 11212-11212"),
+        (
+            "local-port = 11211",
+            "local-port = 11212",
+            "+ rule level 5 for unit memcached.service local-port 11212-11212",
+        ),
         ("burst = 30000", "burst = 40000", "  level 5: the same rate, other details"),
         ("level = 5\nrate", "level = 4\nrate", "+ level 4: 50mbit"),
         ("\"auto\"", "\"htb\"", "queue: Auto -> Htb"),

@@ -45,7 +45,9 @@ fn parse(mut bytes: &[u8]) -> Vec<Heard> {
             match kind {
                 libc::RTM_NEWLINK => heard.push(Heard { index, name: name(), gone: false }),
                 libc::RTM_DELLINK => heard.push(Heard { index, name: None, gone: true }),
-                libc::RTM_NEWQDISC | libc::RTM_DELQDISC => heard.push(Heard { index, name: None, gone: false }),
+                libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTCLASS | libc::RTM_DELTCLASS => {
+                    heard.push(Heard { index, name: None, gone: false })
+                }
                 _ => {}
             }
         }

@@ -62,7 +62,9 @@ impl StatusCommand {
                 }
             }
             // Whether an agent runs is news, and not of the state of an interface.
-            let agent = client::ask(Path::new(SOCKET), &json!({"method": "status"})).ok().map(|mut answer| answer["agent"].take());
+            let agent = client::ask(Path::new(SOCKET), &json!({"method": "status"}))
+                .ok()
+                .map(|mut answer| answer["agent"].take());
             if self.json {
                 let json = to_json(&statuses, agent.as_ref());
                 print(if self.watch { json.to_string() } else { format!("{json:#}") })?;
