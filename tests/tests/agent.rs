@@ -433,12 +433,16 @@ fn many_interfaces_are_ready_soon_and_a_change_is_quick() -> Result<()> {
         let (memory, after) = agent.usage()?;
         println!("at rest with {MANY} interfaces: {} ticks of 10 ms in 5 s, {memory} KiB", after - before);
         assert!(memory < 64 * 1024, "{memory} KiB");
-        for rate in ["51mbit", "52mbit"] {
-            agent.write(&config(&names, rate))?;
-            let began = Instant::now();
-            agent.reload()?;
-            println!("a change on {MANY} interfaces: {:?}", began.elapsed());
-        }
+        agent.write(&config(&names, "52mbit"))?;
+        let began = Instant::now();
+        // One after the other; a slow machine may take longer than the command waits.
+        drop(agent.ask("reload", &[])?);
+        agent.until("all are changed", |agent| {
+            let state = agent.state().unwrap_or_default();
+            let problems = state["interfaces"].as_object();
+            state["generation"] == 2 && problems.is_some_and(|all| all.values().all(Value::is_null))
+        })?;
+        println!("a change on {MANY} interfaces: {:?}", began.elapsed());
         agent.write(&config(&names[..1], "52mbit"))?;
         agent.reload()?;
         for rate in ["53mbit", "54mbit", "55mbit", "56mbit"] {

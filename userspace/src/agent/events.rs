@@ -100,7 +100,11 @@ impl Events {
             match read {
                 Err(_) => {}
                 Ok(Ok((bytes, _))) => {
-                    if parse(&bytes).into_iter().fold(false, |matters, heard| self.learn(heard, &wanted) || matters) {
+                    let mut matters = false;
+                    for heard in parse(&bytes) {
+                        matters |= self.learn(heard, &wanted);
+                    }
+                    if matters {
                         return Ok(());
                     }
                 }

@@ -62,7 +62,7 @@ pub enum Failed {
 }
 
 /// How long a reload waits for what it changes.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
+const RELOAD_PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether processes have come or gone.
 const PROCESSES_EVERY: Duration = Duration::from_secs(1);
 /// How long a command may last until the watchdog hears nothing more.
