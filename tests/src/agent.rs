@@ -151,7 +151,8 @@ impl<'a> Agent<'a> {
     pub fn until_enforced(&self) -> Result<()> {
         let link = self.link;
         self.until("the interface is limited", |_| {
-            link.status().is_ok_and(|status| status["attached"] == true && status["queue_problems"] == serde_json::json!([]))
+            link.status()
+                .is_ok_and(|status| status["attached"] == true && status["queue_problems"] == serde_json::json!([]))
         })
     }
 }

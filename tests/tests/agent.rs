@@ -47,9 +47,17 @@ fn a_restart_adopts_what_is_there_and_changes_nothing() -> Result<()> {
     let (first, tc) = (link.status()?, link.tc_state()?);
     assert!(passed(&first) > 0, "{first:#}");
     for hard in [false, true] {
-        if hard { agent.kill()? } else { agent.stop()? }
+        if hard {
+            agent.kill()?
+        } else {
+            agent.stop()?
+        }
         let alone = link.status()?;
-        assert_eq!((&alone["attached"], &alone["program_id"]), (&json!(true), &first["program_id"]), "nobody is needed");
+        assert_eq!(
+            (&alone["attached"], &alone["program_id"]),
+            (&json!(true), &first["program_id"]),
+            "nobody is needed"
+        );
         agent.start()?;
         let status = link.status()?;
         for key in ["program_id", "generation", "programs"] {
@@ -117,10 +125,15 @@ fn reloads_under_traffic_lose_nothing_and_never_admit_more_than_the_looser_plan(
                 18 + random.below(700) as usize
             })
         });
-        scope.spawn(move || sent.fetch_add(sender::flood(&free, stop, || {
-            std::thread::sleep(Duration::from_micros(100));
-            64
-        }), Relaxed));
+        scope.spawn(move || {
+            sent.fetch_add(
+                sender::flood(&free, stop, || {
+                    std::thread::sleep(Duration::from_micros(100));
+                    64
+                }),
+                Relaxed,
+            )
+        });
         let mut reloads = || -> Result<()> {
             for number in 0..storm {
                 if random.below(3) == 0 {
@@ -146,7 +159,8 @@ fn reloads_under_traffic_lose_nothing_and_never_admit_more_than_the_looser_plan(
     })?;
     std::thread::sleep(Duration::from_millis(200));
     let arrivals = witness.collect();
-    let [limited, free]: [Vec<_>; 2] = [0xa0, 0].map(|tos| arrivals.iter().filter(|one| one.tos == tos).copied().collect());
+    let [limited, free]: [Vec<_>; 2] =
+        [0xa0, 0].map(|tos| arrivals.iter().filter(|one| one.tos == tos).copied().collect());
     assert_eq!(limited.len() + free.len(), arrivals.len(), "no other marks");
     let burst = burst_seen(&limited, RATE, 0, |arrival| arrival.sent_ns);
     println!(
@@ -208,7 +222,10 @@ fn what_others_undo_is_repaired_and_said_once() -> Result<()> {
     agent.write(&paced(&link, "htb"))?;
     agent.start()?;
     let settled = |number: usize| {
-        agent.until("it is repaired", |agent| agent.log().matches("somebody has undone it").count() == number)?;
+        agent.until("it is repaired", |agent| {
+            agent.log().matches("somebody has undone it").count() == number
+                && agent.state().is_ok_and(|state| state["interfaces"][&link.device].is_null())
+        })?;
         agent.until_enforced()
     };
     fs::remove_file(link.pins().link())?;
@@ -229,7 +246,10 @@ fn what_others_undo_is_repaired_and_said_once() -> Result<()> {
     assert_eq!(log.matches("somebody has undone it").count(), 4, "{log}");
     assert!(link.tc_state()?.contains("pfifo 9: root"), "{}", link.tc_state()?);
     let state = agent.state()?;
-    assert!(state["interfaces"][&link.device].as_str().is_some_and(|why| why.contains("queue of his own")), "{state:#}");
+    assert!(
+        state["interfaces"][&link.device].as_str().is_some_and(|why| why.contains("queue of his own")),
+        "{state:#}"
+    );
     Ok(())
 }
 
@@ -266,11 +286,17 @@ fn whatever_is_killed_the_next_one_makes_good() -> Result<()> {
             let wanted = fs::read_to_string(agent.config())?;
             agent.start()?;
             let status = link.status()?;
-            assert_eq!((&status["attached"], &status["programs"]), (&json!(true), &json!(1)), "round {round}: {}", agent.log());
+            assert_eq!(
+                (&status["attached"], &status["programs"]),
+                (&json!(true), &json!(1)),
+                "round {round}: {}",
+                agent.log()
+            );
             assert_eq!(status["queue_problems"], json!([]), "round {round}");
             assert_eq!(status["queue"] == "keep", wanted.contains("\"keep\""), "round {round}: {status:#}");
             agent.until("the rule is applied", |_| {
-                link.qjump(&["tags", "--json"]).is_ok_and(|tags| String::from_utf8_lossy(&tags.stdout).contains(&cgroup.path()))
+                link.qjump(&["tags", "--json"])
+                    .is_ok_and(|tags| String::from_utf8_lossy(&tags.stdout).contains(&cgroup.path()))
             })?;
             agent.kill()?;
         }
@@ -380,14 +406,14 @@ fn many_interfaces_are_ready_soon_and_a_change_is_quick() -> Result<()> {
     let link = Link::new()?;
     let name = |number: usize| format!("{}m{number}", link.device);
     let lines: String = (0..MANY)
-        .map(|number| format!("link add {0} type veth peer name {0}p\nlink set {0} up\nlink set {0}p up\n", name(number)))
+        .map(|number| {
+            format!("link add {0} type veth peer name {0}p\nlink set {0} up\nlink set {0}p up\n", name(number))
+        })
         .collect();
     link.near.batch("ip", &lines)?;
     let names: Vec<String> = (0..MANY).map(name).collect();
     let mut agent = Agent::new(&link)?;
-    let config = |names: &[String], rate: &str| {
-        format!("{}[host]\ninterfaces = {names:?}\n", network(rate, 30_000))
-    };
+    let config = |names: &[String], rate: &str| format!("{}[host]\ninterfaces = {names:?}\n", network(rate, 30_000));
     agent.write(&config(&names, "50mbit"))?;
     let ready = |agent: &Agent<'_>| {
         let log = agent.log();
@@ -407,12 +433,16 @@ fn many_interfaces_are_ready_soon_and_a_change_is_quick() -> Result<()> {
         let (memory, after) = agent.usage()?;
         println!("at rest with {MANY} interfaces: {} ticks of 10 ms in 5 s, {memory} KiB", after - before);
         assert!(memory < 64 * 1024, "{memory} KiB");
-        for rate in ["51mbit", "52mbit"] {
-            agent.write(&config(&names, rate))?;
-            let began = Instant::now();
-            agent.reload()?;
-            println!("a change on {MANY} interfaces: {:?}", began.elapsed());
-        }
+        agent.write(&config(&names, "52mbit"))?;
+        let began = Instant::now();
+        // One after the other; a slow machine may take longer than the command waits.
+        drop(agent.ask("reload", &[])?);
+        agent.until("all are changed", |agent| {
+            let state = agent.state().unwrap_or_default();
+            let problems = state["interfaces"].as_object();
+            state["generation"] == 2 && problems.is_some_and(|all| all.values().all(Value::is_null))
+        })?;
+        println!("a change on {MANY} interfaces: {:?}", began.elapsed());
         agent.write(&config(&names[..1], "52mbit"))?;
         agent.reload()?;
         for rate in ["53mbit", "54mbit", "55mbit", "56mbit"] {
@@ -422,8 +452,9 @@ fn many_interfaces_are_ready_soon_and_a_change_is_quick() -> Result<()> {
             println!("a change on one interface, with the command that asks for it: {:?}", began.elapsed());
             let status = succeeded(&link.qjump(&["status", "--interface", &names[0], "--json"])?)?;
             let status: Value = serde_json::from_str(&status)?;
-            let level = &status["interfaces"][0]["levels"][0];
-            assert_eq!(level["rate_bps"].as_f64(), rate.strip_suffix("mbit").and_then(|text| text.parse().ok()).map(|mbit: f64| mbit * 1e6));
+            let in_force = status["interfaces"][0]["levels"][0]["rate_bps"].as_f64().unwrap_or(0.0);
+            let asked = rate.strip_suffix("mbit").and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+            assert!((in_force / 1e6 - asked).abs() < 0.01, "{in_force} bit/s, not {rate}");
         }
         succeeded(&agent.ask("drain", &[])?)?;
         Ok(())

@@ -212,7 +212,8 @@ fn bursts_leave_the_link_idle_between_them() -> Result<()> {
 fn memcached(netns: &NetNs, more: &[&str]) -> Result<Process> {
     let port = PORT.to_string();
     let mut server = Program::new(netns, "memcached")
-        .args(["-u", "nobody", "-l", FAR.0, "-p", &port, "-t", "1"])
+        // A change of user would make it outlive a test that is killed (PR_SET_PDEATHSIG of prctl(2)).
+        .args(["-u", "root", "-l", FAR.0, "-p", &port, "-t", "1"])
         .args(more)
         .cpu(FAR_CPU)
         .start()?;

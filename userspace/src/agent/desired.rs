@@ -66,8 +66,8 @@ impl Desired {
                 owners.push(owner(folder)?);
             }
         }
-        let desired = Self::of(File::read(path)?, hosts)
-            .map_err(|message| Refused::Wrong { path: path.to_owned(), message })?;
+        let desired =
+            Self::of(File::read(path)?, hosts).map_err(|message| Refused::Wrong { path: path.to_owned(), message })?;
         let grants = desired.rules.iter().len() > 0
             || desired.plan.network.levels.iter().any(|level| level.claims == Claims::GrantOnly);
         match owners.into_iter().find(|(_, uid)| grants && *uid != 0) {

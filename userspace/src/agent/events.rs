@@ -45,7 +45,9 @@ fn parse(mut bytes: &[u8]) -> Vec<Heard> {
             match kind {
                 libc::RTM_NEWLINK => heard.push(Heard { index, name: name(), gone: false }),
                 libc::RTM_DELLINK => heard.push(Heard { index, name: None, gone: true }),
-                libc::RTM_NEWQDISC | libc::RTM_DELQDISC => heard.push(Heard { index, name: None, gone: false }),
+                libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTCLASS | libc::RTM_DELTCLASS => {
+                    heard.push(Heard { index, name: None, gone: false })
+                }
                 _ => {}
             }
         }
@@ -98,7 +100,11 @@ impl Events {
             match read {
                 Err(_) => {}
                 Ok(Ok((bytes, _))) => {
-                    if parse(&bytes).into_iter().fold(false, |matters, heard| self.learn(heard, &wanted) || matters) {
+                    let mut matters = false;
+                    for heard in parse(&bytes) {
+                        matters |= self.learn(heard, &wanted);
+                    }
+                    if matters {
                         return Ok(());
                     }
                 }

@@ -61,6 +61,9 @@ impl Wanted {
 }
 
 fn see(wanted: &Wanted) -> Seen {
+    if wanted.brief && dataplane::is_linked(&wanted.interface) {
+        return Seen::AsWanted;
+    }
     let device = match netlink::interface(&wanted.interface) {
         Ok(Some(device)) => device,
         Ok(None) => return Seen::Absent,
@@ -140,8 +143,9 @@ pub fn processes() -> u64 {
     let mut hasher = DefaultHasher::new();
     Process::all().unwrap_or_default().hash(&mut hasher);
     if let Ok(hierarchy) = Hierarchy::find() {
-        // How many cgroups there are below the root (Documentation/admin-guide/cgroup-v2.rst).
-        fs::read_to_string(hierarchy.mount().join("cgroup.stat")).unwrap_or_default().hash(&mut hasher);
+        // The first line is how many there are below the root (Documentation/admin-guide/cgroup-v2.rst).
+        let cgroups = fs::read_to_string(hierarchy.mount().join("cgroup.stat")).unwrap_or_default();
+        cgroups.lines().next().hash(&mut hasher);
     }
     hasher.finish()
 }

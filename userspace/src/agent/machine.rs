@@ -20,8 +20,10 @@ use crate::config::QueueChoice;
 /// Time since the agent began.
 pub type Time = Duration;
 
-/// How often an interface is looked at when nothing is heard of it.
+/// How often it is asked whether programs are still attached, which the kernel does not say by itself.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often all of an interface is looked at when nothing is heard of it.
+const LOOK_CLOSELY_EVERY: Duration = Duration::from_secs(60);
 /// How long what comes after an event may still belong to it.
 const EVENT_DELAY: Duration = Duration::from_millis(20);
 /// The longest time between two tries.
@@ -72,6 +74,8 @@ pub struct Wanted {
     pub queue: QueueChoice,
     /// Whether it is known that somebody else's queue is there, so that what follows from it is what is wanted.
     pub yields: bool,
+    /// Whether it was as it should be, and nothing was heard of it: a look at the program will do.
+    pub brief: bool,
     /// All the rest.
     pub desired: Arc<Desired>,
 }
@@ -219,6 +223,7 @@ pub struct Machine {
     interfaces: BTreeMap<String, Managed>,
     running: bool,
     next_look: Time,
+    next_close_look: Time,
     assigning: Assigning,
     ready: bool,
     drained: bool,
@@ -240,7 +245,7 @@ impl Machine {
                 self.say(Urgency::Error, None, format!("the configuration is refused, the old one stays: {why}"));
                 self.refused = Some(why);
             }
-            Input::Event => self.next_look = self.next_look.min(now + EVENT_DELAY),
+            Input::Event => self.next_close_look = self.next_close_look.min(now + EVENT_DELAY),
             Input::Processes(number) => {
                 if std::mem::replace(&mut self.assigning.processes, number) != number {
                     let at = self.assigning.rested(0).max(now);
@@ -393,7 +398,9 @@ impl Machine {
                 if managed.yielded.is_none() {
                     news = Some((
                         Urgency::Warning,
-                        format!("{why}; it stays, and what is over a limit is dropped where that queue holds nothing back"),
+                        format!(
+                            "{why}; it stays, and what is over a limit is dropped where that queue holds nothing back"
+                        ),
                     ));
                     managed.yielded = Some(why.clone());
                     // To be looked at once more, with what is wanted now.
@@ -437,19 +444,26 @@ impl Machine {
     }
 
     fn choose(&mut self, now: Time, desired: &Arc<Desired>) -> Option<Command> {
-        if now >= self.next_look {
+        let (ticks, closely) = (now >= self.next_look, now >= self.next_close_look);
+        if closely {
             self.interfaces.values_mut().for_each(|managed| managed.look |= managed.wanted);
         }
         let wanted = |name: &String, managed: &Managed| Wanted {
             interface: name.clone(),
             queue: if managed.yielded.is_some() { QueueChoice::Auto } else { desired.file.host.queue },
             yields: managed.yielded.is_some(),
+            brief: !managed.look && managed.seen == Some(Seen::AsWanted),
             desired: Arc::clone(desired),
         };
-        let look: Vec<Wanted> =
-            self.interfaces.iter().filter(|(_, managed)| managed.look).map(|(name, managed)| wanted(name, managed)).collect();
+        let due = self.interfaces.iter().filter(|(_, managed)| managed.look || ticks && managed.wanted);
+        let look: Vec<Wanted> = due.map(|(name, managed)| wanted(name, managed)).collect();
         if !look.is_empty() {
-            self.next_look = now + LOOK_EVERY;
+            if ticks || closely {
+                self.next_look = now + LOOK_EVERY;
+            }
+            if closely {
+                self.next_close_look = now + LOOK_CLOSELY_EVERY;
+            }
             return Some(Command::Observe(look));
         }
         let first = self
@@ -484,7 +498,8 @@ impl Machine {
             return None;
         }
         let retries = self.interfaces.values().filter(|managed| managed.step().is_some()).map(|one| one.not_before);
-        let looks = self.interfaces.values().any(|managed| managed.wanted).then_some(self.next_look);
+        let looks =
+            self.interfaces.values().any(|managed| managed.wanted).then(|| self.next_look.min(self.next_close_look));
         retries.filter(|&at| at > now).chain(looks).chain(self.assigning.due.filter(|_| !self.drained)).min()
     }
 
@@ -568,7 +583,9 @@ impl Managed {
             Seen::AsWanted => self.yielded.clone(),
             Seen::Absent => Some("there is no such interface".to_owned()),
             Seen::Stale(pins) => Some(format!("what is pinned as {pins} is of another device")),
-            Seen::Unloaded(why) | Seen::Differs { why, .. } | Seen::Foreign(why) | Seen::Broken(why) => Some(why.clone()),
+            Seen::Unloaded(why) | Seen::Differs { why, .. } | Seen::Foreign(why) | Seen::Broken(why) => {
+                Some(why.clone())
+            }
         }
     }
 }
@@ -663,9 +680,9 @@ mod tests {
 
         fn execute(&mut self, command: &Command) -> Outcome {
             match command {
-                Command::Observe(wanted) => {
-                    Outcome::Observed(wanted.iter().map(|wanted| (wanted.interface.clone(), self.see(wanted))).collect())
-                }
+                Command::Observe(wanted) => Outcome::Observed(
+                    wanted.iter().map(|wanted| (wanted.interface.clone(), self.see(wanted))).collect(),
+                ),
                 Command::Load(wanted) => {
                     let name = wanted.interface.clone();
                     assert!(self.named.contains(&name), "nobody wanted {name}");
@@ -698,7 +715,9 @@ mod tests {
             match self.devices.get(&wanted.interface) {
                 None => Seen::Absent,
                 Some(None) => Seen::Unloaded("nothing".to_owned()),
-                Some(Some(_)) if self.foreign.contains(&wanted.interface) && !wanted.yields => Seen::Foreign("other".to_owned()),
+                Some(Some(_)) if self.foreign.contains(&wanted.interface) && !wanted.yields => {
+                    Seen::Foreign("other".to_owned())
+                }
                 Some(Some(rate)) if *rate == new => Seen::AsWanted,
                 Some(Some(rate)) => Seen::Differs { why: "another plan".to_owned(), lowers: new < *rate },
             }
@@ -751,7 +770,13 @@ mod tests {
                 }
                 Event::Come(name) => drop(world.devices.entry(name.to_owned()).or_default()),
                 Event::Go(name) => drop(world.devices.remove(name)),
-                Event::Undo(name) => world.devices.entry(name.to_owned()).and_modify(|rate| *rate = None).or_default().take().map_or((), drop),
+                Event::Undo(name) => world
+                    .devices
+                    .entry(name.to_owned())
+                    .and_modify(|rate| *rate = None)
+                    .or_default()
+                    .take()
+                    .map_or((), drop),
                 Event::Foreign(name) => drop(world.foreign.insert(name.to_owned())),
                 Event::Fail(fails) => world.fails = fails,
                 Event::Hear => world.put_in(Input::Event),
@@ -897,7 +922,10 @@ mod tests {
     fn looks_at_processes_leave_the_host_alone() {
         let mut machine = Machine::default();
         let mut world = desired(&[], 1);
-        let rules = File::parse(&format!("{}\n[[assign]]\nlevel = 5\nlocal-port = 11211\n", "[cluster]\nhosts = 4\nlink-rate = \"1gbit\"\nmax-packet = 256\nepsilon = \"4us\"\n[[level]]\nlevel = 5\nfactor = 1"));
+        let rules = File::parse(&format!(
+            "{}\n[[assign]]\nlevel = 5\nlocal-port = 11211\n",
+            "[cluster]\nhosts = 4\nlink-rate = \"1gbit\"\nmax-packet = 256\nepsilon = \"4us\"\n[[level]]\nlevel = 5\nfactor = 1"
+        ));
         world = Arc::new(Desired::of(rules.expect("it is right"), None).unwrap_or_else(|_| panic!("{world:?}")));
         machine.input(Time::ZERO, Input::Config(Ok(world)));
         let took = Duration::from_millis(80);

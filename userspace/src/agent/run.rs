@@ -62,7 +62,7 @@ pub enum Failed {
 }
 
 /// How long a reload waits for what it changes.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
+const RELOAD_PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether processes have come or gone.
 const PROCESSES_EVERY: Duration = Duration::from_secs(1);
 /// How long a command may last until the watchdog hears nothing more.
@@ -86,7 +86,10 @@ pub fn run(options: &Options) -> Result<(), Failed> {
     dataplane::require_capabilities("attaching")?;
     let folder = options.socket.parent().unwrap_or(Path::new("."));
     let mut builder = fs::DirBuilder::new();
-    let failed = |path: &Path| { let path = path.to_owned(); move |source| Failed::Socket { path, source } };
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Failed::Socket { path, source }
+    };
     builder.recursive(true).mode(0o755).create(folder).map_err(failed(folder))?;
     let notes = Notes::open(&options.socket.with_extension("managed"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -216,7 +219,10 @@ impl<'a> Agent<'a> {
         self.reload(None);
         loop {
             self.proceed();
-            if self.options.once && self.machine.state().generation + u64::from(self.state.borrow().refused.is_some()) > 0 && self.machine.is_settled() {
+            if self.options.once
+                && self.machine.state().generation + u64::from(self.state.borrow().refused.is_some()) > 0
+                && self.machine.is_settled()
+            {
                 return self.verdict();
             }
             let now = self.now();
@@ -345,7 +351,8 @@ impl<'a> Agent<'a> {
             let usec = dataplane::sys::monotonic_ns() / 1000;
             self.supervisor.say(&format!("RELOADING=1\nMONOTONIC_USEC={usec}"));
         }
-        let (finished, path, hosts) = (self.finished.0.clone(), self.options.config.clone(), self.machine.counted_hosts());
+        let (finished, path, hosts) =
+            (self.finished.0.clone(), self.options.config.clone(), self.machine.counted_hosts());
         let _ = self.worker.send(Box::new(move || {
             let read = Desired::read(&path, hosts).map_err(|error| error.to_string());
             let read = read.and_then(|desired| host::rehearse(&desired).map(|()| desired));
@@ -365,7 +372,8 @@ impl<'a> Agent<'a> {
             }
             Request::Tag { level, pid, cgroup, unit, sndbuf } => {
                 self.change_tags(answer, pid, cgroup, unit, move |session, selector| {
-                    let level = Level::new(level).ok_or_else(|| refusal("usage", format!("there is no level {level}")))?;
+                    let level =
+                        Level::new(level).ok_or_else(|| refusal("usage", format!("there is no level {level}")))?;
                     let request = tag::Request { level, send_buffer: sndbuf };
                     session.tag(selector, &request).map_err(|error| refusal("failed", error))
                 });

@@ -89,14 +89,19 @@ impl AgentArgs {
 /// What is not as it should be, by interface.
 fn problems(answer: &Value) -> Vec<String> {
     let interfaces = answer["agent"]["interfaces"].as_object();
-    interfaces.into_iter().flatten().filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_str()?))).collect()
+    interfaces
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_str()?)))
+        .collect()
 }
 
 impl ReloadCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let answer = self.agent.ask("reload")?;
         if !self.agent.json {
-            let changes: Vec<&str> = answer["changes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let changes: Vec<&str> =
+                answer["changes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             print(if changes.is_empty() { "nothing changes".to_owned() } else { changes.join("\n") })?;
         }
         match problems(&answer) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
+    agent::{SOCKET, client, guarantee},
     dataplane::{self, Error, InterfaceStatus, LevelStatus, Why},
     plan::{Claims, bound_in_force, show_factor},
     qdisc::Queue,
@@ -59,8 +61,12 @@ impl StatusCommand {
                     Err(error) => failures.push(error.to_string()),
                 }
             }
+            // Whether an agent runs is news, and not of the state of an interface.
+            let agent = client::ask(Path::new(SOCKET), &json!({"method": "status"}))
+                .ok()
+                .map(|mut answer| answer["agent"].take());
             if self.json {
-                let json = to_json(&statuses);
+                let json = to_json(&statuses, agent.as_ref());
                 print(if self.watch { json.to_string() } else { format!("{json:#}") })?;
             } else if names.is_empty() {
                 print("not enforced: qjump is not loaded on any interface; `qjump load --help` says how")?;
@@ -72,6 +78,7 @@ impl StatusCommand {
                 for status in &statuses {
                     print(Text { status, before: &before })?;
                 }
+                print(agent_line(agent.as_ref()))?;
             }
             if !failures.is_empty() {
                 return Err(Failure::Failed(failures.join("\nqjump: ")));
@@ -147,12 +154,35 @@ fn over(limit: &LevelLimit) -> &'static str {
     }
 }
 
-fn to_json(statuses: &[InterfaceStatus]) -> Value {
+/// Whether an agent looks after it, and what troubles it.
+fn agent_line(agent: Option<&Value>) -> String {
+    let Some(agent) = agent else { return "agent: none; the limits stay without one".to_owned() };
+    let interfaces = agent["interfaces"].as_object().into_iter().flatten();
+    let troubles = interfaces.filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_str()?)));
+    let refused = agent["refused"].as_str().map(|why| format!("the last configuration was refused: {why}"));
+    let rules = agent["rules"].as_str().map(|why| format!("rules: {why}"));
+    let all: Vec<String> = troubles.chain(refused).chain(rules).collect();
+    let hosts = format!("{} hosts, as {} says", agent["hosts"], agent["hosts_source"].as_str().unwrap_or("nobody"));
+    match (all.is_empty(), agent["drained"] == true) {
+        (_, true) => "agent: drained; `qjump reload` begins again".to_owned(),
+        (true, _) => format!("agent: all is as the configuration wants it; {hosts}"),
+        (false, _) => format!("agent: {hosts}\n  {}", all.join("\n  ")),
+    }
+}
+
+fn to_json(statuses: &[InterfaceStatus], agent: Option<&Value>) -> Value {
     json!({
         "schema_version": 1,
         "at_unix_ns": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
         "interfaces": statuses.iter().map(interface_json).collect::<Vec<_>>(),
+        "agent": agent,
     })
+}
+
+/// Why the bounds cannot be counted on.
+fn doubts(status: &InterfaceStatus) -> Vec<String> {
+    let link = if status.elsewhere { None } else { guarantee::link_bps(&status.interface) };
+    guarantee::doubts(status, link)
 }
 
 fn interface_json(status: &InterfaceStatus) -> Value {
@@ -176,6 +206,7 @@ fn interface_json(status: &InterfaceStatus) -> Value {
         "queue_problems": status.queue_problems,
         "host_rate_bps": (plan.host_rate_bps > 0).then_some(plan.host_rate_bps),
         "pcp": pcp(&status.config),
+        "guarantee_doubts": doubts(status),
         "levels": status.levels.iter().map(|level| level_json(&status.config, level)).collect::<Vec<_>>(),
     })
 }
@@ -257,6 +288,10 @@ impl std::fmt::Display for Text<'_> {
         match status.queue {
             Queue::Keep => writeln!(f, "queue: as it was; nothing waits for its level{why}")?,
             queue => writeln!(f, "queue: {}, where packets wait for their level{host_rate}{why}", queue.name())?,
+        }
+        match &doubts(status)[..] {
+            [] => writeln!(f, "guarantee: holds, as far as this host goes")?,
+            doubts => writeln!(f, "guarantee: not provable, because {}", doubts.join("; and because "))?,
         }
         for problem in &status.queue_problems {
             writeln!(f, "QUEUE NOT AS IT SHOULD BE: {problem}; run `qjump load` again")?;

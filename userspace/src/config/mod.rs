@@ -685,7 +685,8 @@ impl File {
     fn part(&self, offset: usize) -> (&str, &str, usize) {
         let number = self.parts.partition_point(|(start, _)| *start <= offset);
         let end = self.parts.get(number).map_or(self.text.len(), |(start, _)| *start);
-        let (start, name) = number.checked_sub(1).map_or((0, ""), |before| (self.parts[before].0, &*self.parts[before].1));
+        let (start, name) =
+            number.checked_sub(1).map_or((0, ""), |before| (self.parts[before].0, &*self.parts[before].1));
         (name, &self.text[start..end], offset - start)
     }
 

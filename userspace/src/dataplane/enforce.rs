@@ -111,12 +111,13 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// Finds the queue for an interface. Changes nothing.
+/// Finds the queue for an interface whose root is `owner`'s. Changes nothing.
 pub fn choose(
     choice: QueueChoice,
     host_rate: Option<Rate>,
     plan: &Plan,
     interface: &Interface,
+    owner: &Owner,
 ) -> Result<Chosen, Error> {
     let sum_bps: f64 = plan.levels.iter().filter_map(|level| level.rate_bps).sum();
     if let Some(rate) = host_rate.filter(|rate| (rate.bps() as f64) < sum_bps) {
@@ -149,7 +150,7 @@ pub fn choose(
             if host_rate.is_none() && !plan.levels.iter().any(|level| may_be_paced(level.spec.over, level.charge)) {
                 return keep(Why::NothingPaced, false);
             }
-            if let Owner::Foreign { kind, handle, .. } = qdisc::owner(interface.index)? {
+            if let Owner::Foreign { kind, handle } = owner {
                 let why = format!(
                     "its queue is {kind} {handle} of somebody else; --queue htb or fq replaces it if it can be put back"
                 );

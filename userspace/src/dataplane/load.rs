@@ -320,12 +320,15 @@ pub fn standing(device: &Interface, request: &Request<'_>) -> Result<Standing, E
         }
     }
     let old = Maps::open(name, &pins)?.in_force();
+    let queues = qdisc::look(device.index)?;
     if old.plan.queue != QUEUE_KEEP
-        && let Owner::Foreign { kind, handle } = qdisc::owner(device.index)?
+        && let Owner::Foreign { kind, handle } = queues.owner()
     {
-        return Ok(Standing::Displaced(format!("somebody has put a queue of his own ({kind} {handle}) in the place of qjump's")));
+        return Ok(Standing::Displaced(format!(
+            "somebody has put a queue of his own ({kind} {handle}) in the place of qjump's"
+        )));
     }
-    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, device)?;
+    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, device, &queues.owner())?;
     let gso_now = qdisc::gso_max_segs(device.index)?;
     let gso_max_segs = if old.plan.gso_before > 0 { old.plan.gso_before } else { gso_now };
     let limits_of = Device { mtu: device.mtu, gso_max_segs };
@@ -349,10 +352,17 @@ pub fn standing(device: &Interface, request: &Request<'_>) -> Result<Standing, E
     if let Some(cap) = gso_cap.filter(|cap| *cap < gso_now) {
         return other(format!("GSO packets may have {gso_now} segments, not {cap}"), true);
     }
-    match qdisc::verify(device.index, &enforce::setup(&old))?.into_iter().next() {
+    match queues.complaints(&enforce::setup(&old)).into_iter().next() {
         Some(complaint) => other(complaint, true),
         None => Ok(Standing::Same),
     }
+}
+
+/// Whether the program of an interface is still on its tcx egress: what nobody says when it changes, and costs next to
+/// nothing to ask. Not known of clsact.
+pub fn is_linked(interface: &str) -> bool {
+    let index = nix::net::if_::if_nametoindex(interface).ok();
+    index.is_some() && linked_device(&Pins::of(interface)) == index
 }
 
 /// What a level may send, bit/s.
@@ -558,13 +568,14 @@ struct Decision {
 /// What is to be set up: changes nothing.
 fn decide(interface: &Interface, pins: &Pins, request: &Request<'_>, found: &Found) -> Result<Decision, Error> {
     let name = &interface.name;
-    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, interface)?;
+    let owner = qdisc::owner(interface.index)?;
+    let chosen = enforce::choose(request.queue, request.host_rate, request.plan, interface, &owner)?;
     let old = match found {
         Found::Tcx { .. } | Found::Clsact { .. } => Some(Maps::open(name, pins)?.in_force().plan),
         Found::Nothing | Found::Leftovers { .. } => None,
     };
     let before = match &old {
-        Some(old) if !matches!(qdisc::owner(interface.index)?, Owner::Foreign { .. }) => before_load(old),
+        Some(old) if !matches!(owner, Owner::Foreign { .. }) => before_load(old),
         _ if chosen.queue == Queue::Keep => Before::Default,
         _ => qdisc::before(interface.index)?,
     };

@@ -19,8 +19,8 @@ pub use enforce::{Chosen, Why, loses_late_timers};
 pub use error::Error;
 pub(crate) use error::shorten;
 pub use load::{
-    Capability, Foreseen, Hook, Loaded, Request, Standing, check_suitable, find_interfaces, foresee, has, load,
-    missing_capability, recognise, standing, unload,
+    Capability, Foreseen, Hook, Loaded, Request, Standing, check_suitable, find_interfaces, foresee, has, is_linked,
+    load, missing_capability, recognise, standing, unload,
 };
 pub(crate) use load::{clsact_filter, require_capabilities};
 pub use maps::Maps;

@@ -171,19 +171,49 @@ pub fn available() -> Result<Available, Error> {
     Ok(*KNOWN.get_or_init(|| found))
 }
 
+/// What was at an interface at one moment.
+pub struct Look(Observed);
+
+/// Looks at an interface, once for all questions.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn look(ifindex: u32) -> Result<Look, Error> {
+    observe(ifindex).map(Look)
+}
+
+impl Look {
+    /// Whose the root is.
+    pub fn owner(&self) -> Owner {
+        match &self.0.root {
+            None => Owner::Default,
+            Some(root) => match ours(root) {
+                Some(queue) => Owner::Ours(queue),
+                None => Owner::Foreign { kind: root.kind.clone(), handle: Handle(root.handle).to_string() },
+            },
+        }
+    }
+
+    /// What differs from the wanted queue; empty if nothing does.
+    pub fn complaints(&self, setup: &Setup) -> Vec<String> {
+        let Some(wanted) = tree(setup) else { return Vec::new() };
+        let Some(root) = &self.0.root else {
+            return vec![format!("the root is the kernel's default, wanted is {}", wanted.root)];
+        };
+        let mut complaints = self.0.tree(root).complaints(&wanted);
+        if self.0.has_filters {
+            complaints.push("the root has filters, which decide on packets of no level".to_owned());
+        }
+        complaints
+    }
+}
+
 /// Whose the root is.
 ///
 /// # Errors
 /// If the kernel does not say.
 pub fn owner(ifindex: u32) -> Result<Owner, Error> {
-    let observed = observe(ifindex)?;
-    Ok(match &observed.root {
-        None => Owner::Default,
-        Some(root) => match ours(root) {
-            Some(queue) => Owner::Ours(queue),
-            None => Owner::Foreign { kind: root.kind.clone(), handle: Handle(root.handle).to_string() },
-        },
-    })
+    Ok(look(ifindex)?.owner())
 }
 
 /// The kind of qdisc at the root, the kernel's default too.
@@ -247,16 +277,7 @@ pub fn apply(ifindex: u32, setup: &Setup, before: &Before) -> Result<(), Error> 
 /// # Errors
 /// If the kernel does not say what is there.
 pub fn verify(ifindex: u32, setup: &Setup) -> Result<Vec<String>, Error> {
-    let Some(wanted) = tree(setup) else { return Ok(Vec::new()) };
-    let observed = observe(ifindex)?;
-    let Some(root) = &observed.root else {
-        return Ok(vec![format!("the root is the kernel's default, wanted is {}", wanted.root)]);
-    };
-    let mut complaints = observed.tree(root).complaints(&wanted);
-    if observed.has_filters {
-        complaints.push("the root has filters, which decide on packets of no level".to_owned());
-    }
-    Ok(complaints)
+    Ok(look(ifindex)?.complaints(setup))
 }
 
 /// Takes our queue down and puts back what was there. Nothing happens if that is there already.

@@ -63,7 +63,8 @@ impl Cache {
     pub fn ask(&self, lab: &Lab<'_>, level: Option<Level>) -> Result<Outcome> {
         let (address, port) = (lab.rack.address(self.server), PORT.to_string());
         lab.rack.host(self.server).enter(|| Ok(fs::write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION)?))?;
-        let words = ["-u", "nobody", "-l", &address, "-p", &port, "-t", "1"];
+        // A change of user would make it outlive whoever is killed (PR_SET_PDEATHSIG of prctl(2)).
+        let words = ["-u", "root", "-l", &address, "-p", &port, "-t", "1"];
         let _server = lab.program(self.server, "memcached").args(words).level(level).cpu(PROBE_CPU).start()?;
         lab.listening(self.server, PORT)?;
         let to = (address.parse::<Ipv4Addr>()?, PORT).into();
