@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cgroups;
 pub mod departures;
 pub mod frames;
+pub mod http;
 pub mod interrupt;
 pub mod kernel;
 pub mod link;

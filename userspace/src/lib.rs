@@ -1,6 +1,7 @@
 //! qjump bounds the time that a small message spends in a shared network: a limiter on every host, a
 //! mark on every packet, strict priority in the switches, and a plan that says what may be sent.
 
+pub mod agent;
 pub mod chart;
 pub mod check;
 pub mod cli;

@@ -47,7 +47,7 @@ pub const TESTBED: &[Package] = &[
 ];
 
 /// What the tests run besides that: programs in C and Python, to see that they get their levels, rules of nftables, the
-/// programs of the experiments, and a browser, to see that a report is what it should be.
+/// programs of the experiments, a browser, to see that a report is what it should be, and Prometheus, for whom the metrics are.
 pub const TESTS: &[Package] = &[
     Package { provides: "nft", name: "nftables" },
     Package { provides: "gcc", name: "gcc" },
@@ -58,6 +58,7 @@ pub const TESTS: &[Package] = &[
     Package { provides: "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", name: "fonts-dejavu-core" },
     Package { provides: "ptpd", name: "ptpd" },
     Package { provides: "memcached", name: "memcached" },
+    Package { provides: "promtool", name: "prometheus" },
 ];
 
 /// What the benchmarks run besides [`TESTBED`]: the tools that `qjump measure` is compared with.

@@ -5,7 +5,7 @@
 
 mod bypass;
 pub mod doctor;
-mod ethtool;
+pub(crate) mod ethtool;
 mod facts;
 mod judge;
 mod look;

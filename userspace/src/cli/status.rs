@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use clap::Args;
@@ -15,6 +15,10 @@ use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
+    agent::{
+        guarantee::{self, Guarantee},
+        snapshot::Interface,
+    },
     dataplane::{self, Error, InterfaceStatus, LevelStatus, Why},
     plan::{Claims, bound_in_force, show_factor},
     qdisc::Queue,
@@ -174,10 +178,19 @@ fn interface_json(status: &InterfaceStatus) -> Value {
         "queue": status.queue.name(),
         "queue_why": Why::of_number(status.config.plan.queue_why).map(|why| why.to_string()),
         "queue_problems": status.queue_problems,
+        "guarantee": guarantee(status).map(|found| json!({
+            "holds": found.holds(),
+            "doubts": found.doubts.iter().map(|doubt| json!({"name": doubt.name(), "text": doubt.to_string()})).collect::<Vec<_>>(),
+        })),
         "host_rate_bps": (plan.host_rate_bps > 0).then_some(plan.host_rate_bps),
         "pcp": pcp(&status.config),
         "levels": status.levels.iter().map(|level| level_json(&status.config, level)).collect::<Vec<_>>(),
     })
+}
+
+/// What speaks against the bounds; not known of another namespace's interface.
+fn guarantee(status: &InterfaceStatus) -> Option<Guarantee> {
+    (!status.elsewhere).then(|| guarantee::judge(&Interface::of(status), None, Instant::now()))
 }
 
 fn level_json(config: &Config, level: &LevelStatus) -> Value {
@@ -260,6 +273,9 @@ impl std::fmt::Display for Text<'_> {
         }
         for problem in &status.queue_problems {
             writeln!(f, "QUEUE NOT AS IT SHOULD BE: {problem}; run `qjump load` again")?;
+        }
+        if let Some(guarantee) = guarantee(status) {
+            writeln!(f, "guarantee: {guarantee}")?;
         }
         let mut table = Table::new([
             "level",
