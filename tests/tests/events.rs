@@ -42,8 +42,7 @@ fn each_is_told_once_a_plan() -> Result<()> {
     send(&link, 6, 5, 100)?;
     send(&link, 7, 5, 100)?;
     let mut buffers = Buffers::default();
-    let told =
-        [(6, Reason::NotConfigured, 100 + header, 0x0800), (7, Reason::OversizeDemoted, 1000 + header, 0x0800)];
+    let told = [(6, Reason::NotConfigured, 100 + header, 0x0800), (7, Reason::OversizeDemoted, 1000 + header, 0x0800)];
     assert_eq!(events(&mut buffers, &link), told);
     // Once is enough.
     send(&link, 7, 5, 1000)?;
@@ -68,7 +67,8 @@ fn each_is_told_once_a_plan() -> Result<()> {
         let cut = ethernet(0x0800, &ipv4(0, 18)[..12]);
         raw(device, &cut, 0x0800)
     })?;
-    let odd: Vec<_> = events(&mut buffers, &link).into_iter().map(|(level, reason, _, kind)| (level, reason, kind)).collect();
+    let odd: Vec<_> =
+        events(&mut buffers, &link).into_iter().map(|(level, reason, _, kind)| (level, reason, kind)).collect();
     assert_eq!(odd, [(0, Reason::NonIp, 0x88b5), (0, Reason::Malformed, 0x0800)]);
 
     let pin = link.pins().map(names::EVENTS);
@@ -85,7 +85,11 @@ fn each_is_told_once_a_plan() -> Result<()> {
 #[test]
 fn a_flood_of_events_is_one() -> Result<()> {
     let link = Link::new()?;
-    succeeded(&link.qjump(&[&["load", "--interface", &link.device, "--queue", "keep"][..], &qjump_tests::link::PLAN].concat())?)?;
+    succeeded(
+        &link.qjump(
+            &[&["load", "--interface", &link.device, "--queue", "keep"][..], &qjump_tests::link::PLAN].concat(),
+        )?,
+    )?;
     std::thread::scope(|scope| {
         let senders: Vec<_> = (0..4).map(|_| scope.spawn(|| send(&link, 7, 200, 1200))).collect();
         senders.into_iter().try_for_each(|sender| sender.join().expect("it does not panic"))

@@ -28,8 +28,8 @@ fn config(lines: &str) -> Result<Config> {
 /// Waits until what is known is as wanted.
 async fn until(members: &mut Receiver<Members>, what: &str, wanted: impl Fn(&Members) -> bool) -> Result<Members> {
     let known = tokio::time::timeout(Duration::from_secs(30), members.wait_for(|members| wanted(members))).await;
-    match known {
-        Ok(known) => Ok(known?.clone()),
+    match known.map(|known| known.map(|known| known.clone())) {
+        Ok(known) => Ok(known?),
         Err(_) => anyhow::bail!("{what}: {:?}", members.borrow()),
     }
 }
@@ -65,10 +65,8 @@ async fn a_file_is_read_again_and_again() -> Result<()> {
     ensure!(lost.age(answered + Duration::from_secs(9)) == Some(Duration::from_secs(9)));
     // An empty list, as while somebody writes it, is not believed; nor is one that anybody may write.
     fs::write(&path, "# nobody\n")?;
-    until(&mut members, "it is empty", |members| {
-        members.failure.as_ref().is_some_and(|why| why.contains("no member"))
-    })
-    .await?;
+    until(&mut members, "it is empty", |members| members.failure.as_ref().is_some_and(|why| why.contains("no member")))
+        .await?;
     fs::write(&path, "a\nb\n")?;
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
     let open = until(&mut members, "it is open to all", |members| {
@@ -121,10 +119,8 @@ async fn a_url_gives_lines_or_json_and_errors_change_nothing() -> Result<()> {
         (String::new(), "no proper answer"),
     ] {
         server.say(&answer);
-        let known = until(&mut members, part, |members| {
-            members.failure.as_ref().is_some_and(|why| why.contains(part))
-        })
-        .await?;
+        let known =
+            until(&mut members, part, |members| members.failure.as_ref().is_some_and(|why| why.contains(part))).await?;
         ensure!(known.hosts == Some(4), "{answer}: {known:?}");
     }
     // Too long to be kept.

@@ -354,7 +354,7 @@ impl Drop for Prometheus {
 fn dashboard() -> Result<Vec<(String, String)>> {
     let text = fs::read_to_string(shipped("grafana/qjump.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
-    let filled = |expression: &Value| {
+    let filled = |expression: &Value| -> Result<String> {
         let expression = expression.as_str().context("an expression")?.replace("$__rate_interval", "15s");
         Ok(["$instance", "$interface"].iter().fold(expression, |text, name| text.replace(name, ".*")))
     };
@@ -412,7 +412,8 @@ fn a_prometheus_reads_it_and_the_dashboard_has_something_to_show() -> Result<()>
     for rule in rules {
         ensure!(rule["health"] == "ok", "{rule}");
     }
-    let pending: Vec<&Value> = rules.iter().filter(|rule| rule["state"] != "inactive").map(|rule| &rule["name"]).collect();
+    let pending: Vec<&Value> =
+        rules.iter().filter(|rule| rule["state"] != "inactive").map(|rule| &rule["name"]).collect();
     ensure!(pending.contains(&&Value::from("QjumpGuaranteeNotProvable")), "{pending:?}");
     ensure!(!pending.contains(&&Value::from("QjumpNotEnforced")), "{pending:?}");
     Ok(())

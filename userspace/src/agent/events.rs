@@ -66,7 +66,9 @@ impl Event {
             Reason::UnknownPriority => "a packet has a priority that names no level, and left at level 0",
             Reason::NonIp => "a frame is neither IP nor ARP, and left at level 0",
             Reason::Malformed => "a frame has a header that contradicts itself, and left as it was",
-            Reason::Contended => "a packet was dropped because CPUs were in each other's way at its level, or the plan changed",
+            Reason::Contended => {
+                "a packet was dropped because CPUs were in each other's way at its level, or the plan changed"
+            }
             Reason::MarkFailed => "a packet was dropped because its header could not be written",
             Reason::BeyondHorizon => {
                 "a packet was dropped because it would have had to wait too long: more is sent at its level than the level may send"
@@ -192,8 +194,7 @@ mod tests {
 
     #[test]
     fn every_rare_reason_has_a_meaning() {
-        let meaning =
-            |reason| Event { interface: String::new(), level: 1, reason, bytes: 1, protocol: 0 }.meaning();
+        let meaning = |reason| Event { interface: String::new(), level: 1, reason, bytes: 1, protocol: 0 }.meaning();
         for reason in Reason::ALL.into_iter().filter(|reason| reason.is_rare()) {
             assert_ne!(meaning(reason), meaning(Reason::Passed), "{}", reason.name());
         }

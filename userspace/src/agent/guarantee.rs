@@ -207,10 +207,8 @@ fn of_the_host(interface: &Interface) -> Vec<Doubt> {
 }
 
 fn of_the_cluster(planned: u32, members: &Members, now: Instant) -> Vec<Doubt> {
-    let more = members
-        .counted
-        .filter(|counted| *counted > planned)
-        .map(|counted| Doubt::MoreHosts { planned, counted });
+    let more =
+        members.counted.filter(|counted| *counted > planned).map(|counted| Doubt::MoreHosts { planned, counted });
     more.into_iter().chain(members.unknown_for(now).map(Doubt::UnknownHosts)).collect()
 }
 
@@ -232,10 +230,7 @@ mod tests {
         assert!(*name == "eth0" && guarantee.holds(), "{guarantee}");
         assert_eq!(guarantee.to_string(), "holds");
         let promises: Vec<_> = guarantee.levels.iter().map(|(level, promise)| (level.number(), *promise)).collect();
-        assert_eq!(
-            promises,
-            [(7, Promise::Bound(6_688.0)), (5, Promise::While(24_665.0, 3)), (3, Promise::None)]
-        );
+        assert_eq!(promises, [(7, Promise::Bound(6_688.0)), (5, Promise::While(24_665.0, 3)), (3, Promise::None)]);
     }
 
     #[test]
@@ -248,11 +243,7 @@ mod tests {
             (|one| one.link.as_mut().unwrap().speed_bps = Some(1_000_000_000), "slow_link", "1gbit"),
             (|one| one.link.as_mut().unwrap().mtu = 9_000, "long_frame", "7.23us"),
             (|one| one.plan.epsilon_ns = 100, "long_frame", "100ns"),
-            (
-                |one| one.levels.iter_mut().for_each(|level| level.bound_ns = None),
-                "no_bound",
-                "no level",
-            ),
+            (|one| one.levels.iter_mut().for_each(|level| level.bound_ns = None), "no_bound", "no level"),
         ];
         for (change, name, part) in cases {
             let found = doubts(change);
@@ -263,11 +254,8 @@ mod tests {
         assert_eq!(doubts(|one| one.link = None), []);
         assert_eq!(doubts(|one| one.link.as_mut().unwrap().speed_bps = None), []);
         assert_eq!(doubts(|one| one.link.as_mut().unwrap().is_up = false), []);
-        let both = judge(
-            &Interface { position: Some(3), detached: Some("x".into()), ..interface() },
-            None,
-            Instant::now(),
-        );
+        let both =
+            judge(&Interface { position: Some(3), detached: Some("x".into()), ..interface() }, None, Instant::now());
         assert!(both.to_string().starts_with("not provable because the program"), "{both}");
         assert!(both.to_string().contains("; and because another program"), "{both}");
     }

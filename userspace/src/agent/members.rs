@@ -130,7 +130,8 @@ fn url(text: &str) -> Result<Uri, String> {
     let url: Uri = text.parse().map_err(|error| format!("url = \"{text}\": {error}"))?;
     match (url.scheme_str(), url.authority()) {
         (_, Some(authority)) if authority.as_str().contains('@') => {
-            Err("the url has a password in it, which logs would show; let the server know hosts by their addresses".into())
+            Err("the url has a password in it, which logs would show; let the server know hosts by their addresses"
+                .into())
         }
         (Some("http"), Some(_)) => Ok(url),
         (Some("https"), Some(_)) => Err(format!(
@@ -398,7 +399,8 @@ mod tests {
         assert_eq!(config.source, Source::File("/etc/qjump/hosts".into()));
         assert_eq!((config.interval, config.hold), (Duration::from_secs(10), Duration::from_secs(600)));
         assert_eq!((config.least, config.most), (1, MAX_HOSTS));
-        let config = section("url = \"http://[::1]:8080/m?key=secret\"\ninterval = \"1s\"\nleast = 3\nmost = 9").unwrap();
+        let config =
+            section("url = \"http://[::1]:8080/m?key=secret\"\ninterval = \"1s\"\nleast = 3\nmost = 9").unwrap();
         assert_eq!((config.least, config.most), (3, 9));
         assert_eq!(config.source.to_string(), "url http://[::1]:8080/m");
         assert!(section("dns = \"racks.example\"").is_ok());

@@ -192,9 +192,8 @@ fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Ful
 }
 
 fn metrics(last: Last, headers: &HeaderMap) -> Response<Full<Bytes>> {
-    let accepts = |kind: &str| {
-        headers.get_all(ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(kind)))
-    };
+    let accepts =
+        |kind: &str| headers.get_all(ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(kind)));
     let Some(page) = open_metrics(last) else { return unavailable() };
     if accepts("application/openmetrics-text") {
         respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", page)
@@ -283,8 +282,7 @@ impl Page {
 
     /// A sample for each level that has this.
     fn by_level<V>(&self, value: impl Fn(&Interface, &LevelState) -> Option<V>) -> impl Iterator<Item = (Labels, V)> {
-        self.levels()
-            .filter_map(move |(interface, level)| Some((of_level(interface, level), value(interface, level)?)))
+        self.levels().filter_map(move |(interface, level)| Some((of_level(interface, level), value(interface, level)?)))
     }
 
     fn traffic(&self, families: &mut Families<'_>) -> fmt::Result {
@@ -376,7 +374,9 @@ impl Page {
             "guarantee",
             "1 if nothing that this host can see speaks against the bounds, else 0",
             None,
-            found.iter().map(|(name, guarantee)| (vec![("interface", (*name).to_owned())], u32::from(guarantee.holds()))),
+            found
+                .iter()
+                .map(|(name, guarantee)| (vec![("interface", (*name).to_owned())], u32::from(guarantee.holds()))),
         )?;
         families.gauge(
             "guarantee_doubt",
@@ -417,16 +417,21 @@ impl Page {
         let alone = |value| [(Labels::new(), value)].into_iter();
         let started = alone(unix(agent.up_since));
         families.gauge("start_time", "When the agent started, Unix time", Some(Unit::Seconds), started)?;
-        families.gauge("ready", "1 if all is as the configuration wants it", None, alone(f64::from(agent.ready.is_ok())))?;
-        families.gauge("config_generation", "Number of the configuration in force", None, alone(agent.generation as f64))?;
+        families.gauge(
+            "ready",
+            "1 if all is as the configuration wants it",
+            None,
+            alone(f64::from(agent.ready.is_ok())),
+        )?;
+        families.gauge(
+            "config_generation",
+            "Number of the configuration in force",
+            None,
+            alone(agent.generation as f64),
+        )?;
         let result = |word: &str| vec![("result", word.to_owned())];
         let reloads = [(result("applied"), agent.reloads.applied), (result("refused"), agent.reloads.refused)];
-        families.counter(
-            "reloads",
-            "Configurations that were read",
-            None,
-            reloads.into_iter(),
-        )?;
+        families.counter("reloads", "Configurations that were read", None, reloads.into_iter())?;
         let last = agent.reloads.last.iter();
         families.gauge(
             "last_reload_timestamp",
@@ -623,7 +628,8 @@ mod tests {
     fn the_older_format_has_the_same_samples() {
         let page = page(snapshot(), None);
         let text = classic(&page);
-        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        let samples =
+            |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(samples(&page), samples(&text));
         for line in [
             "# TYPE qjump_tx_packets_total counter",
@@ -659,7 +665,12 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
             snapshot()
         });
-        let asking: Vec<_> = (0..50).map(|_| { let handle = handle.clone(); tokio::spawn(async move { handle.snapshot().await.is_some() }) }).collect();
+        let asking: Vec<_> = (0..50)
+            .map(|_| {
+                let handle = handle.clone();
+                tokio::spawn(async move { handle.snapshot().await.is_some() })
+            })
+            .collect();
         // Some of those who ask go away while it is taken.
         asking.iter().step_by(2).for_each(tokio::task::JoinHandle::abort);
         for asked in asking.into_iter().skip(1).step_by(2) {

@@ -551,7 +551,9 @@ impl File {
         let cluster = self.cluster.get_ref();
         let missing = || {
             let why = match &cluster.members {
-                None => "give hosts = N, the number of hosts that may send, or [cluster.members], where they are listed",
+                None => {
+                    "give hosts = N, the number of hosts that may send, or [cluster.members], where they are listed"
+                }
                 Some(_) => {
                     "members have not been counted, which is what an agent does; give hosts = N, the number that holds until then"
                 }
@@ -789,9 +791,8 @@ interfaces = ["eth0"]
     #[test]
     fn members_count_before_hosts() {
         let members = "\n[cluster.members]\nfile = \"/etc/qjump/hosts\"\n\n[[level]]";
-        let with = |hosts: &str| {
-            File::parse(&GOOD.replace("hosts = 12", hosts).replacen("\n[[level]]", members, 1)).unwrap()
-        };
+        let with =
+            |hosts: &str| File::parse(&GOOD.replace("hosts = 12", hosts).replacen("\n[[level]]", members, 1)).unwrap();
         let hosts = |file: &File, counted| file.plan_for(counted, |_| Ok(())).map(|answer| answer.plan.network.hosts);
         let both = with("hosts = 12");
         assert!(both.members().is_some() && both.hosts() == Some(12));
@@ -802,7 +803,8 @@ interfaces = ["eth0"]
         assert!(error.contains("have not been counted") && error.contains("line 2,"), "{error}");
         let error = hosts(&File::parse(&GOOD.replace("hosts = 12", "")).unwrap(), None).unwrap_err();
         assert!(error.contains("give hosts = N") && error.contains("[cluster.members]"), "{error}");
-        let wrong = GOOD.replacen("\n[[level]]", "\n[cluster.members]\ndns = \"a\"\nleast = 9\nmost = 1\n\n[[level]]", 1);
+        let wrong =
+            GOOD.replacen("\n[[level]]", "\n[cluster.members]\ndns = \"a\"\nleast = 9\nmost = 1\n\n[[level]]", 1);
         let error = File::parse(&wrong).unwrap_err();
         assert!(error.contains("least not above most") && error.contains('^'), "{error}");
     }
