@@ -1,6 +1,6 @@
 //! Rare events: each is told once a plan, waits for whoever reads it, and leaves nothing behind.
 
-use std::{path::Path, thread::sleep, time::Duration};
+use std::path::Path;
 
 use anyhow::Result;
 use qjump::agent::events::{Buffers, Event};
@@ -24,10 +24,7 @@ fn events(buffers: &mut Buffers, link: &Link) -> Vec<(u8, Reason, u32, u16)> {
 /// Sends messages of so many bytes at a level.
 fn send(link: &Link, level: u32, messages: u32, bytes: usize) -> Result<()> {
     let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, level)?;
-    for _ in 0..messages {
-        let _ = socket.send(&vec![0; bytes]);
-        sleep(Duration::from_millis(1));
-    }
+    sender::messages(&socket, messages, bytes);
     Ok(())
 }
 

@@ -106,7 +106,7 @@ async fn a_url_gives_lines_or_json_and_errors_change_nothing() -> Result<()> {
     let server = Server::new(&format!("{OK}Content-Length: 6\r\n\r\na\nb\nc\n"))?;
     let mut members = start(config(&format!("url = \"http://{}/members?rack=3\"\nmost = 9", server.address))?, None);
     until(&mut members, "lines", |members| members.hosts == Some(3)).await?;
-    server.say(&format!("{OK}Transfer-Encoding: chunked\r\n\r\n10\r\n[\"a\",\"b\",\"c\",\"d\r\n2\r\n\"]\r\n0\r\n\r\n"));
+    server.say(&format!("{OK}Transfer-Encoding: chunked\r\n\r\nf\r\n[\"a\",\"b\",\"c\",\"d\r\n2\r\n\"]\r\n0\r\n\r\n"));
     until(&mut members, "json in chunks", |members| members.hosts == Some(4)).await?;
     for (answer, part) in [
         ("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".to_owned(), "500"),

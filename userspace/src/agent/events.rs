@@ -132,21 +132,23 @@ impl Buffers {
     fn follow(&mut self, name: String) {
         let pinned = sys::open_pin(&Pins::of(&name).map(names::EVENTS)).and_then(|fd| sys::map_info(fd.as_fd()));
         // Pins of an older qjump have none.
-        let Ok(map) = pinned.map(|map| map.id) else { return };
-        if self.open.get(&name).is_some_and(|open| open.map == map) {
+        let Ok(map) = pinned else { return };
+        if self.open.get(&name).is_some_and(|open| open.map == map.id) {
             return;
         }
         let teller = Teller { interface: name.clone(), told: Arc::clone(&self.told) };
-        match open(&name, teller) {
-            Ok(events) => drop(self.open.insert(name, Buffer { map, events })),
+        match open(&name, map.shape.max_entries, teller) {
+            Ok(events) => drop(self.open.insert(name, Buffer { map: map.id, events })),
             Err(error) => debug!(interface = name, "its events cannot be read: {error}"),
         }
     }
 }
 
-fn open(interface: &str, teller: Teller) -> io::Result<EbpfLogger<Teller>> {
+/// Opens the pinned buffer, which has so many bytes: aya would take it to have as many as the object says.
+fn open(interface: &str, bytes: u32, teller: Teller) -> io::Result<EbpfLogger<Teller>> {
     let mut object = EbpfLoader::new()
         .map_pin_path(names::EVENTS, Pins::of(interface).map(names::EVENTS))
+        .map_max_entries(names::EVENTS, bytes)
         .load(OBJECT)
         .map_err(io::Error::other)?;
     EbpfLogger::init_with_logger(&mut object, teller).map_err(io::Error::other)
