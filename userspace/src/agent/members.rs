@@ -127,7 +127,8 @@ impl TryFrom<Section> for Config {
 }
 
 fn url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|error| format!("url = \"{text}\": {error}"))?;
+    let url: Uri =
+        text.parse().map_err(|error| format!("url = \"{text}\" must be of the form http://host:port/path: {error}"))?;
     match (url.scheme_str(), url.authority()) {
         (_, Some(authority)) if authority.as_str().contains('@') => {
             Err("the url has a password in it, which logs would show; let the server know hosts by their addresses"

@@ -544,8 +544,13 @@ mod tests {
         open_metrics(Last { now: Some(Arc::new(now)), before: before.map(Arc::new), mark: None }).unwrap()
     }
 
+    /// Whether the page has this line; numbers may be written in another way.
     fn has(page: &str, line: &str) {
-        assert!(page.lines().any(|one| one == line), "'{line}' is missing in\n{page}");
+        let parts = |line: &str| {
+            let (sample, value) = line.rsplit_once(' ').unwrap_or((line, ""));
+            (sample.to_owned(), value.parse::<f64>().map_err(|_| value.to_owned()))
+        };
+        assert!(page.lines().any(|one| parts(one) == parts(line)), "'{line}' is missing in\n{page}");
     }
 
     #[test]
