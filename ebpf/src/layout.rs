@@ -1,7 +1,7 @@
 //! The memory that the kernel and the user side share, byte for byte. All of it is pinned, so a
 //! change here is a change of [`VERSION`].
 
-use crate::{LEVELS, Level, LevelLimit, REASONS};
+use crate::{LEVELS, Level, LevelLimit, REASONS, Reason};
 
 /// Version of everything in this module. Pins of another version are not reused.
 pub const VERSION: u32 = 3;
@@ -145,7 +145,24 @@ pub struct Word {
     pub value: u64,
     /// See [`crate::pacing::ActiveFlows`]. No loader touches it.
     pub flows: u64,
-    reserved: [u64; 6],
+    /// See [`Told`]. No loader touches it.
+    pub told: u64,
+    reserved: [u64; 5],
+}
+
+/// Which events of a level have been told (a word, so that one compare-exchange changes it): a bit for each reason, and in the
+/// upper half the number of the plan that they are of. Another plan begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told(pub u64);
+
+impl Told {
+    /// The word with this event in it, if it is not there yet.
+    #[inline(always)]
+    pub const fn with(self, plan: u64, reason: Reason) -> Option<Self> {
+        let of_plan = if self.0 >> 32 == plan & u32::MAX as u64 { self.0 } else { plan << 32 };
+        let with = of_plan | 1 << reason as u32;
+        if with == self.0 { None } else { Some(Self(with)) }
+    }
 }
 
 /// The only entry, on each CPU, of the map [`crate::names::COUNTERS`]. Written by the program on its
@@ -232,3 +249,21 @@ unsafe impl aya::Pod for State {}
 // SAFETY: as for `Config`.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Counters {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_told_once_a_plan() {
+        let nothing = Told(0);
+        let malformed = nothing.with(1, Reason::Malformed).unwrap();
+        assert_eq!(malformed.with(1, Reason::Malformed), None);
+        let both = malformed.with(1, Reason::NonIp).unwrap();
+        for reason in [Reason::Malformed, Reason::NonIp] {
+            assert_eq!(both.with(1, reason), None);
+            let anew = both.with(2, reason).unwrap();
+            assert_eq!(anew.0.count_ones(), 2, "the plan's number and one event");
+        }
+    }
+}

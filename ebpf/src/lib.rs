@@ -32,6 +32,8 @@ pub mod names {
     pub const STATE: &str = "qj_state";
     /// Packets and bytes per CPU, level and reason.
     pub const COUNTERS: &str = "qj_counters";
+    /// Rare events, for the log of an agent. The name is aya-log's.
+    pub const EVENTS: &str = "AYA_LOGS";
     /// Grants by cgroup.
     pub const GRANTS: &str = "qj_grants";
     /// Number of the last change of the grants.

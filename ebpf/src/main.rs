@@ -10,6 +10,7 @@
 
 mod authority;
 mod demoted;
+mod events;
 mod grants;
 mod limit;
 mod paced;
@@ -82,6 +83,9 @@ pub fn qj_egress(ctx: TcContext) -> i32 {
     // Also of a packet that is lost: its flow needs the share most.
     if verdict.now_ns != 0 && l2_bytes > LARGEST_EMPTY {
         paced::give_share(&packet, &verdict);
+    }
+    if verdict.reason.is_rare() {
+        events::tell(packet.skb(), verdict.level, verdict.reason, l2_bytes);
     }
     if verdict.reason.is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }

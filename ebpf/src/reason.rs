@@ -82,6 +82,25 @@ impl Reason {
         )
     }
 
+    /// Whether the first such packet of a plan is an event for the log: it tells of a mistake, or of something unknown. What
+    /// limits are there for is none.
+    #[inline(always)]
+    pub const fn is_rare(self) -> bool {
+        matches!(
+            self,
+            Self::OversizeDropped
+                | Self::OversizeDemoted
+                | Self::NotConfigured
+                | Self::UnknownPriority
+                | Self::NonIp
+                | Self::Malformed
+                | Self::Contended
+                | Self::MarkFailed
+                | Self::BeyondHorizon
+                | Self::NotGranted
+        )
+    }
+
     /// Whether a packet left at a lower level than it asked for.
     pub const fn is_demotion(self) -> bool {
         matches!(self, Self::OversizeDemoted | Self::NotConfigured | Self::OverDemoted | Self::NotGranted)

@@ -57,6 +57,12 @@ impl Slot {
         self.number
     }
 
+    /// Number of the plan.
+    #[inline(always)]
+    pub const fn plan(self) -> u64 {
+        self.config.plan.generation
+    }
+
     #[inline(always)]
     pub const fn tags_priority(self) -> bool {
         self.config.flags & FLAG_PRIORITY_TAG != 0
@@ -118,9 +124,21 @@ pub fn limiter_word(level: Level) -> Option<WordRef> {
 /// The word that counts the active flows of `level`.
 #[inline(always)]
 pub fn flows_word(level: Level) -> Option<WordRef> {
+    beside_limiter(level, offset_of!(Word, flows))
+}
+
+/// The word that knows which events of `level` have been told.
+#[inline(always)]
+pub fn told_word(level: Level) -> Option<WordRef> {
+    beside_limiter(level, offset_of!(Word, told))
+}
+
+/// The word that is so many bytes into the [`Word`] of `level`.
+#[inline(always)]
+fn beside_limiter(level: Level, offset: usize) -> Option<WordRef> {
     let WordRef { word, active } = limiter_word(level)?;
-    // SAFETY: a `Word` begins with the limiter's, and goes on with this one.
-    Some(WordRef { word: unsafe { word.byte_add(offset_of!(Word, flows)) }, active })
+    // SAFETY: a `Word` begins with the limiter's, and the offset is that of another of its fields.
+    Some(WordRef { word: unsafe { word.byte_add(offset) }, active })
 }
 
 impl LevelState for WordRef {

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod cgroups;
 pub mod departures;
 pub mod frames;
+pub mod http;
 pub mod interrupt;
 pub mod kernel;
 pub mod link;

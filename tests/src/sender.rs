@@ -32,6 +32,17 @@ pub fn set_tos(socket: &UdpSocket, tos: u8) -> Result<()> {
     Ok(())
 }
 
+/// Sends so many messages of this many bytes, a millisecond apart.
+pub fn messages(socket: &UdpSocket, number: u32, bytes: usize) {
+    for _ in 0..number {
+        // The far host says that nobody listens: a call that reports that has sent nothing.
+        while matches!(socket.send(&vec![0; bytes]), Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+        {
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// Sends as fast as it can until `stop`; the first 8 bytes of each payload are the time just before its
 /// system call. `size` gives each packet's payload. Returns how many it sent.
 pub fn flood(socket: &UdpSocket, stop: &AtomicBool, mut size: impl FnMut() -> usize) -> u64 {

@@ -47,7 +47,7 @@ pub const TESTBED: &[Package] = &[
 ];
 
 /// What the tests run besides that: programs in C and Python, to see that they get their levels, rules of nftables, the
-/// programs of the experiments, and a browser, to see that a report is what it should be.
+/// programs of the experiments, a browser, to see that a report is what it should be, and Prometheus, for whom the metrics are.
 pub const TESTS: &[Package] = &[
     Package { provides: "nft", name: "nftables" },
     Package { provides: "gcc", name: "gcc" },
@@ -74,6 +74,7 @@ pub const PACKAGING: &[Package] = &[
     Package { provides: "gzip", name: "gzip" },
     Package { provides: "tar", name: "tar" },
     Package { provides: "strip", name: "binutils" },
+    Package { provides: "promtool", name: "prometheus" },
 ];
 
 /// What the benchmarks run besides [`TESTBED`]: the tools that `qjump measure` is compared with.

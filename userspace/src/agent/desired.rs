@@ -49,8 +49,6 @@ pub struct Desired {
     pub rules: Rules,
     /// The configuration itself: what it wants of the host, and where each rule is.
     pub file: File,
-    /// The number of hosts that the configuration says.
-    pub hosts: u32,
 }
 
 impl Desired {
@@ -82,16 +80,13 @@ impl Desired {
     /// If there is no plan, or a rule makes no sense; with the place.
     pub fn of(file: File, hosts: Option<u32>) -> Result<Self, String> {
         let pcp = file.host.pcp;
-        let said = std::cell::Cell::new(0);
-        let answer = file.plan(|network| {
-            said.set(network.hosts);
-            network.hosts = hosts.unwrap_or(network.hosts);
+        let answer = file.plan_for(hosts, |network| {
             network.tagged = pcp;
             Ok(())
         })?;
         let user_id = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
         let rules = file.rules(user_id)?;
-        Ok(Self { plan: answer.plan, rules, hosts: said.get(), file })
+        Ok(Self { plan: answer.plan, rules, file })
     }
 
     /// Whether the sockets that the rules are about are the same.

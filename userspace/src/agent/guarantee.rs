@@ -1,81 +1,296 @@
-//! Whether the bounds of the plan hold on an interface, by what the kernel says of it. Pure.
+//! Does the bound hold? What of a snapshot speaks against it. Pure.
+//!
+//! What this host cannot see is not here: the switches, the other hosts. `qjump measure switch-check` looks at the former.
 
-use qjump_ebpf::Level;
-
-use crate::{
-    dataplane::{InterfaceStatus, Why},
-    plan::bound_in_force,
-    units::Rate,
+use std::{
+    fmt,
+    time::{Duration, Instant},
 };
 
-/// Why the bounds that a plan gives cannot be counted on; nothing if they hold, as far as this host goes.
-///
-/// `link_bps` is the rate of the link, if its driver says.
-pub fn doubts(status: &InterfaceStatus, link_bps: Option<u64>) -> Vec<String> {
-    let plan = &status.config.plan;
-    let mut doubts: Vec<String> = status.problem.iter().chain(&status.queue_problems).cloned().collect();
-    if !Level::strictest_first().any(|level| bound_in_force(&status.config, level).is_some()) {
-        doubts.push("no level of the plan has a bound".to_owned());
+use qjump_ebpf::{
+    Level,
+    frame::{ETHERNET, WIRE_OVERHEAD},
+};
+
+use super::{
+    members::Members,
+    snapshot::{Interface, Snapshot},
+};
+use crate::units::{show_ns, show_rate};
+
+/// Why nobody can say that packets of an interface arrive within their bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The state of the interface could not be read, because of this.
+    Unreadable(String),
+    /// The program is not on the egress, because of this.
+    Detached(String),
+    /// Another program runs before it, and may pass packets around it.
+    NotFirst,
+    /// The queue is not the one that was set up, in these ways.
+    Queue(Vec<String>),
+    /// Nothing serves this host's levels in their order, because of this.
+    Unordered(String),
+    /// The link is slower than the plan's slowest, bit/s.
+    SlowLink {
+        /// The link.
+        speed_bps: u64,
+        /// The plan's.
+        planned_bps: u64,
+    },
+    /// One frame of the link's MTU takes longer than all fixed delays of the plan, ns.
+    LongFrame {
+        /// The frame.
+        frame_ns: u64,
+        /// The plan's fixed delays.
+        epsilon_ns: u64,
+    },
+    /// No level of the plan has a bound.
+    NoBound,
+    /// There are more hosts than the plan is for.
+    MoreHosts {
+        /// In the plan.
+        planned: u32,
+        /// By the last count.
+        counted: u32,
+    },
+    /// Nobody has known for so long how many hosts there are.
+    UnknownHosts(Duration),
+}
+
+impl Doubt {
+    /// All that [`Self::name`] gives.
+    pub const NAMES: [&str; 10] = [
+        "unreadable",
+        "detached",
+        "not_first",
+        "queue",
+        "slow_link",
+        "long_frame",
+        "no_bound",
+        "more_hosts",
+        "unknown_hosts",
+        "unordered",
+    ];
+
+    /// Its name in metrics and JSON.
+    pub const fn name(&self) -> &'static str {
+        Self::NAMES[match self {
+            Self::Unreadable(_) => 0,
+            Self::Detached(_) => 1,
+            Self::NotFirst => 2,
+            Self::Queue(_) => 3,
+            Self::SlowLink { .. } => 4,
+            Self::LongFrame { .. } => 5,
+            Self::NoBound => 6,
+            Self::MoreHosts { .. } => 7,
+            Self::UnknownHosts(_) => 8,
+            Self::Unordered(_) => 9,
+        }]
     }
-    if let Some((at, _)) = status.position.filter(|(at, _)| *at > 1) {
-        doubts.push(format!("{} program(s) run before qjump's and may pass packets around it", at - 1));
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(why) => write!(f, "its state cannot be read: {why}"),
+            Self::Detached(why) => write!(f, "the program is not on its egress: {why}"),
+            Self::NotFirst => f.write_str("another program runs before it, and may pass packets around it"),
+            Self::Queue(problems) => write!(f, "its queue is not the one that was set up: {}", problems.join(", ")),
+            Self::Unordered(why) => write!(f, "nothing serves this host's levels in their order: {why}"),
+            Self::SlowLink { speed_bps, planned_bps } => write!(
+                f,
+                "its link has {}, and the plan's slowest has {}",
+                show_rate(*speed_bps as f64),
+                show_rate(*planned_bps as f64)
+            ),
+            Self::LongFrame { frame_ns, epsilon_ns } => write!(
+                f,
+                "one frame of its MTU takes {} on the slowest link, longer than all fixed delays of the plan, {}",
+                show_ns(*frame_ns as f64),
+                show_ns(*epsilon_ns as f64)
+            ),
+            Self::NoBound => f.write_str("no level of its plan has a bound"),
+            Self::MoreHosts { planned, counted } => {
+                write!(f, "its plan is for {planned} hosts, and there are {counted}")
+            }
+            Self::UnknownHosts(since) => {
+                write!(f, "for {} s nobody has said how many hosts there are", since.as_secs())
+            }
+        }
     }
-    if let Some(speed) = link_bps.filter(|&speed| speed < plan.link_rate_bps) {
-        let [speed, planned] = [speed, plan.link_rate_bps].map(Rate::from_bps);
-        doubts.push(format!("the link has {speed}, and the plan counts on {planned}"));
+}
+
+/// What is promised to packets of one level, when nothing speaks against it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Promise {
+    /// This bound, ns, whatever other hosts send.
+    Bound(f64),
+    /// This bound, ns, while at most so many hosts send at this level.
+    While(f64, u32),
+    /// Nothing.
+    None,
+}
+
+/// Whether packets of an interface arrive within the bounds of its plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guarantee {
+    /// What speaks against it.
+    pub doubts: Vec<Doubt>,
+    /// What is promised to each level of the plan above 0, the strictest first.
+    pub levels: Vec<(Level, Promise)>,
+}
+
+impl Guarantee {
+    /// Whether nothing speaks against it.
+    pub fn holds(&self) -> bool {
+        self.doubts.is_empty()
     }
-    if let Some(why @ (Why::Foreign | Why::Vlan | Why::NothingThere)) = Why::of_number(plan.queue_why) {
-        doubts.push(format!("nothing serves this host's levels in their order: {why}"));
+}
+
+impl fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.holds() {
+            return f.write_str("holds");
+        }
+        let doubts: Vec<String> = self.doubts.iter().map(Doubt::to_string).collect();
+        write!(f, "not provable because {}", doubts.join("; and because "))
+    }
+}
+
+/// The guarantee of every interface of a snapshot, by name.
+pub fn all(snapshot: &Snapshot) -> Vec<(&str, Guarantee)> {
+    let members = snapshot.agent.members.as_ref();
+    let read = snapshot
+        .interfaces
+        .iter()
+        .map(|interface| (interface.name.as_str(), judge(interface, members, snapshot.taken)));
+    let unreadable = snapshot.unreadable.iter().map(|(name, why)| {
+        (name.as_str(), Guarantee { doubts: vec![Doubt::Unreadable(why.clone())], levels: Vec::new() })
+    });
+    read.chain(unreadable).collect()
+}
+
+/// The guarantee of one interface. Without members, only what the interface itself says counts.
+pub fn judge(interface: &Interface, members: Option<&Members>, now: Instant) -> Guarantee {
+    let promise = |level: &super::snapshot::LevelState| match (level.bound_ns, level.senders) {
+        (Some(bound), None) => Promise::Bound(bound),
+        (Some(bound), Some(senders)) => Promise::While(bound, senders),
+        (None, _) => Promise::None,
+    };
+    let planned = interface.levels.iter().filter(|level| level.level != Level::BEST_EFFORT);
+    let levels: Vec<_> = planned.map(|level| (level.level, promise(level))).collect();
+    let mut doubts = of_the_host(interface);
+    if levels.iter().all(|(_, promise)| *promise == Promise::None) {
+        doubts.push(Doubt::NoBound);
+    }
+    doubts.extend(members.into_iter().flat_map(|members| of_the_cluster(interface.plan.hosts, members, now)));
+    Guarantee { doubts, levels }
+}
+
+fn of_the_host(interface: &Interface) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    doubts.extend(interface.detached.clone().map(Doubt::Detached));
+    if interface.position.is_some_and(|at| at > 1) {
+        doubts.push(Doubt::NotFirst);
+    }
+    if !interface.queue_problems.is_empty() {
+        doubts.push(Doubt::Queue(interface.queue_problems.clone()));
+    }
+    doubts.extend(interface.unordered.clone().map(Doubt::Unordered));
+    let Some(link) = interface.link else { return doubts };
+    let (planned_bps, epsilon_ns) = (interface.plan.link_rate_bps, interface.plan.epsilon_ns);
+    if let Some(speed_bps) = link.speed_bps.filter(|speed| *speed < planned_bps) {
+        doubts.push(Doubt::SlowLink { speed_bps, planned_bps });
+    }
+    // The fixed delays have such a frame in them: a packet finds one of a lower level on the wire, in front of it.
+    let frame = u64::from(link.mtu) + ETHERNET as u64 + u64::from(WIRE_OVERHEAD);
+    let frame_ns = frame * 8_000_000_000 / planned_bps.max(1);
+    if frame_ns > epsilon_ns {
+        doubts.push(Doubt::LongFrame { frame_ns, epsilon_ns });
     }
     doubts
 }
 
-/// The rate of an interface's link, bit/s, if its driver says.
-pub fn link_bps(interface: &str) -> Option<u64> {
-    crate::check::ethtool::settings(interface).speed_mbit.map(|mbit| u64::from(mbit) * 1_000_000)
+fn of_the_cluster(planned: u32, members: &Members, now: Instant) -> Vec<Doubt> {
+    let more =
+        members.counted.filter(|counted| *counted > planned).map(|counted| Doubt::MoreHosts { planned, counted });
+    more.into_iter().chain(members.unknown_for(now).map(Doubt::UnknownHosts)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use qjump_ebpf::Config;
-
     use super::*;
-    use crate::qdisc::Queue;
+    use crate::agent::snapshot::tests::{interface, snapshot};
 
-    fn status() -> InterfaceStatus {
-        let mut config = Config::EMPTY;
-        config.plan.link_rate_bps = 1_000_000_000;
-        config.plan.levels[7].bound_ns = 1e6;
-        InterfaceStatus {
-            interface: "eth0".to_owned(),
-            elsewhere: false,
-            hook: "tcx",
-            attached: true,
-            problem: None,
-            program_id: Some(1),
-            position: Some((1, 2)),
-            config,
-            queue: Queue::Htb,
-            queue_problems: Vec::new(),
-            levels: Vec::new(),
-        }
+    fn doubts(change: impl Fn(&mut Interface)) -> Vec<Doubt> {
+        let mut interface = interface();
+        change(&mut interface);
+        judge(&interface, Some(&Members::fixed(12)), Instant::now()).doubts
     }
 
     #[test]
-    fn each_doubt_has_its_reason() {
-        assert_eq!(doubts(&status(), None), [""; 0]);
-        assert_eq!(doubts(&status(), Some(1_000_000_000)), [""; 0]);
-        let doubt = |change: fn(&mut InterfaceStatus), link| {
-            let mut status = status();
-            change(&mut status);
-            let [one] = &doubts(&status, link)[..] else { panic!("not one doubt") };
-            one.clone()
-        };
-        assert!(doubt(|_| (), Some(100_000_000)).contains("the link has 100mbit, and the plan counts on 1gbit"));
-        assert!(doubt(|status| status.position = Some((3, 3)), None).starts_with("2 program(s)"));
-        assert!(doubt(|status| status.config.plan.levels[7].bound_ns = -1.0, None).contains("no level"));
-        assert!(doubt(|status| status.config.plan.queue_why = Why::Foreign as u16, None).contains("somebody else"));
-        assert_eq!(doubt(|status| status.problem = Some("gone".to_owned()), None), "gone");
-        assert_eq!(doubt(|status| status.queue_problems = vec!["other".to_owned()], None), "other");
+    fn a_clean_interface_holds() {
+        let snapshot = snapshot();
+        let [(name, guarantee)] = &all(&snapshot)[..] else { panic!("one interface") };
+        assert!(*name == "eth0" && guarantee.holds(), "{guarantee}");
+        assert_eq!(guarantee.to_string(), "holds");
+        let promises: Vec<_> = guarantee.levels.iter().map(|(level, promise)| (level.number(), *promise)).collect();
+        assert_eq!(promises, [(7, Promise::Bound(6_688.0)), (5, Promise::While(24_665.0, 3)), (3, Promise::None)]);
+    }
+
+    #[test]
+    fn each_thing_that_speaks_against_it() {
+        type Change = fn(&mut Interface);
+        let cases: [(Change, &str, &str); 8] = [
+            (|one| one.detached = Some("its link is gone".into()), "detached", "its link is gone"),
+            (|one| one.position = Some(2), "not_first", "before it"),
+            (|one| one.queue_problems = vec!["no root".into()], "queue", "no root"),
+            (|one| one.unordered = Some("a VLAN".into()), "unordered", "a VLAN"),
+            (|one| one.link.as_mut().unwrap().speed_bps = Some(1_000_000_000), "slow_link", "1gbit"),
+            (|one| one.link.as_mut().unwrap().mtu = 9_000, "long_frame", "7.23us"),
+            (|one| one.plan.epsilon_ns = 100, "long_frame", "100ns"),
+            (|one| one.levels.iter_mut().for_each(|level| level.bound_ns = None), "no_bound", "no level"),
+        ];
+        for (change, name, part) in cases {
+            let found = doubts(change);
+            let [doubt] = &found[..] else { panic!("{name}: {found:?}") };
+            assert!(doubt.name() == name && doubt.to_string().contains(part), "{name}: {doubt}");
+        }
+        // What is not known, or does not matter, speaks for nothing.
+        assert_eq!(doubts(|one| one.link = None), []);
+        assert_eq!(doubts(|one| one.link.as_mut().unwrap().speed_bps = None), []);
+        assert_eq!(doubts(|one| one.link.as_mut().unwrap().is_up = false), []);
+        let both =
+            judge(&Interface { position: Some(3), detached: Some("x".into()), ..interface() }, None, Instant::now());
+        assert!(both.to_string().starts_with("not provable because the program"), "{both}");
+        assert!(both.to_string().contains("; and because another program"), "{both}");
+    }
+
+    #[test]
+    fn hosts_that_the_plan_is_not_for() {
+        let now = Instant::now();
+        let of = |members: &Members, now| judge(&interface(), Some(members), now).doubts;
+        let mut members = Members::fixed(12);
+        members.counted = Some(13);
+        assert_eq!(of(&members, now), [Doubt::MoreHosts { planned: 12, counted: 13 }]);
+        members.counted = Some(11);
+        members.answered = Some(now);
+        members.stale_after = Some(Duration::from_secs(40));
+        assert_eq!(of(&members, now + Duration::from_secs(40)), []);
+        let later = Duration::from_secs(41);
+        assert_eq!(of(&members, now + later), [Doubt::UnknownHosts(later)]);
+        assert_eq!(judge(&interface(), None, now).doubts, []);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_guarantee() {
+        let mut snapshot = snapshot();
+        snapshot.unreadable.push(("eth1".to_owned(), "no rights".to_owned()));
+        let found = all(&snapshot);
+        let (name, guarantee) = &found[1];
+        assert!(*name == "eth1" && !guarantee.holds());
+        assert_eq!(guarantee.doubts[0].name(), "unreadable");
+        assert!(guarantee.to_string().contains("no rights"));
     }
 }

@@ -149,3 +149,10 @@ pub fn processes() -> u64 {
     }
     hasher.finish()
 }
+
+/// The number of hosts that limits here are planned for already: the largest, of all interfaces.
+pub fn hosts_in_force() -> Option<u32> {
+    let names = dataplane::loaded_interfaces().ok()?;
+    let statuses = names.iter().filter_map(|name| dataplane::status(name).ok()).filter(|status| !status.elsewhere);
+    statuses.map(|status| status.config.plan.hosts).max()
+}

@@ -31,8 +31,6 @@ pub const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// How often in an hour an interface is repaired.
 pub const MOST_REPAIRS: usize = 6;
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long a smaller cluster must have been smaller.
-pub const HOLD: Duration = Duration::from_secs(600);
 /// How often a lowering may fail until raises on other interfaces no longer wait for it.
 const PATIENCE: u32 = 3;
 /// A look at all processes is followed by a rest of so many times as long, at least: after a change of the processes, and
@@ -111,8 +109,6 @@ pub struct Members {
     pub hosts: u32,
     /// Who says so.
     pub source: String,
-    /// How old that is.
-    pub age: Duration,
 }
 
 /// What goes in.
@@ -124,8 +120,8 @@ pub enum Input {
     Event,
     /// Which processes and cgroups there are, as a number that changes with them.
     Processes(u64),
-    /// The number of hosts.
-    Members(Members),
+    /// The number of hosts; nothing if nobody counts them any more.
+    Members(Option<Members>),
     /// The command has ended; a number from 0 to 1 by chance.
     Done(Outcome, f64),
     /// Take everything off the interfaces, and leave them alone until the next configuration.
@@ -165,8 +161,6 @@ pub struct State {
     pub hosts: u32,
     /// Who says so.
     pub hosts_source: String,
-    /// How old that was when it came; nothing of the configuration.
-    pub hosts_age: Option<Duration>,
     /// Whether each interface has had its turn once.
     pub ready: bool,
     /// Whether everything was taken off.
@@ -196,14 +190,6 @@ struct Managed {
     stale: Option<String>,
 }
 
-/// The number of hosts: it grows at once, and shrinks after a time.
-#[derive(Debug, Default)]
-struct Size {
-    members: Option<Members>,
-    /// The largest number since it was below what is in force, and since when.
-    smaller: Option<(u32, Time)>,
-}
-
 #[derive(Debug, Default)]
 struct Assigning {
     due: Option<Time>,
@@ -219,7 +205,7 @@ pub struct Machine {
     desired: Option<Arc<Desired>>,
     generation: u64,
     refused: Option<String>,
-    size: Size,
+    members: Option<Members>,
     interfaces: BTreeMap<String, Managed>,
     running: bool,
     next_look: Time,
@@ -252,7 +238,10 @@ impl Machine {
                     self.assigning.due = self.assigning.due.map(|due| due.min(at));
                 }
             }
-            Input::Members(members) => self.count(now, members),
+            Input::Members(members) => {
+                self.members = members;
+                self.count();
+            }
             Input::Done(outcome, chance) => self.done(now, outcome, chance),
             Input::Drain => {
                 self.drained = true;
@@ -280,30 +269,16 @@ impl Machine {
             *managed = Managed { wanted: true, look: true, repairs, stale, ..Managed::default() };
         }
         self.desired = Some(desired);
-        if let Some(members) = self.size.members.take() {
-            self.count(now, members);
-        }
+        self.count();
     }
 
-    /// A larger number counts at once; a smaller one when it, and all that came since, has been smaller for a time.
-    fn count(&mut self, now: Time, members: Members) {
-        let new = members.hosts;
-        self.size.members = Some(members);
-        let Some(desired) = self.desired.clone() else { return };
-        let in_force = desired.plan.network.hosts;
-        if new < in_force {
-            let (largest, since) = self.size.smaller.map_or((new, now), |(most, since)| (most.max(new), since));
-            if now < since + HOLD {
-                self.size.smaller = Some((largest, since));
-                return;
-            }
-            self.size.smaller = None;
-            self.resize(&desired, largest);
-        } else {
-            self.size.smaller = None;
-            if new > in_force {
-                self.resize(&desired, new);
-            }
+    /// Plans for as many hosts as were counted. A number counts as it comes: what has to be waited for, the source waits for
+    /// ([`super::members::Hold`]).
+    fn count(&mut self) {
+        if let (Some(members), Some(desired)) = (&self.members, self.desired.clone())
+            && members.hosts != desired.plan.network.hosts
+        {
+            self.resize(&desired, members.hosts);
         }
     }
 
@@ -514,12 +489,6 @@ impl Machine {
         self.desired.as_ref()
     }
 
-    /// The number of hosts that is planned for, if somebody counts them.
-    pub fn counted_hosts(&self) -> Option<u32> {
-        self.size.members.as_ref()?;
-        Some(self.desired.as_ref()?.plan.network.hosts)
-    }
-
     /// The interfaces that are managed, or are still to be left.
     pub fn managed(&self) -> impl Iterator<Item = &String> {
         self.interfaces.keys()
@@ -532,13 +501,12 @@ impl Machine {
 
     /// The state for others to read.
     pub fn state(&self) -> State {
-        let members = self.size.members.as_ref();
+        let members = self.members.as_ref();
         State {
             generation: self.generation,
             refused: self.refused.clone(),
             hosts: self.desired.as_ref().map_or(0, |desired| desired.plan.network.hosts),
             hosts_source: members.map_or_else(|| "the configuration".to_owned(), |members| members.source.clone()),
-            hosts_age: members.map(|members| members.age),
             ready: self.ready,
             drained: self.drained,
             rules: self.assigning.problem.clone(),
@@ -781,7 +749,7 @@ mod tests {
                 Event::Fail(fails) => world.fails = fails,
                 Event::Hear => world.put_in(Input::Event),
                 Event::Members(hosts) => {
-                    world.put_in(Input::Members(Members { hosts, source: "file".to_owned(), age: Duration::ZERO }));
+                    world.put_in(Input::Members(Some(Members { hosts, source: "file".to_owned() })));
                 }
                 Event::Drain => world.put_in(Input::Drain),
                 Event::Wait(ms) => world.wait(Duration::from_millis(ms)),
@@ -888,33 +856,22 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_grows_at_once_and_shrinks_after_a_while() {
-        let members = |hosts| Input::Members(Members { hosts, source: "file".to_owned(), age: Duration::ZERO });
+    fn the_plan_is_for_as_many_hosts_as_were_counted() {
+        let members = |hosts| Input::Members(Some(Members { hosts, source: "file".to_owned() }));
         let mut world = World::default();
         world.configure(&["a"], 1);
         let in_force = |world: &World| world.machine.state().hosts;
-        world.put_in(members(6));
-        assert_eq!(in_force(&world), 6);
-        for minute in 0..9 {
-            world.now = Duration::from_secs(60 * minute);
-            world.put_in(members(if minute == 5 { 5 } else { 3 }));
-            assert_eq!(in_force(&world), 6);
+        assert_eq!((in_force(&world), world.machine.state().hosts_source.as_str()), (4, "the configuration"));
+        for hosts in [6, 3] {
+            world.put_in(members(hosts));
+            assert_eq!((in_force(&world), world.machine.state().hosts_source.as_str()), (hosts, "file"));
         }
-        world.now = HOLD;
-        world.put_in(members(2));
-        // The largest of those that came meanwhile.
-        assert_eq!(in_force(&world), 5);
-        world.put_in(members(4));
-        world.now += HOLD / 2;
-        // A return starts the time anew.
-        world.put_in(members(5));
-        world.put_in(members(4));
-        world.now += HOLD / 2;
-        world.put_in(members(4));
-        assert_eq!(in_force(&world), 5);
+        // Another configuration says another number, which was counted.
+        world.configure(&["a", "b"], 1);
+        assert_eq!(in_force(&world), 3);
         // More hosts than can be planned for: the plan in force stays, and that is said.
         world.put_in(members(u32::MAX));
-        assert_eq!(in_force(&world), 5);
+        assert_eq!(in_force(&world), 3);
         assert!(world.machine.state().refused.is_some());
     }
 

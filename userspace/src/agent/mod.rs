@@ -2,7 +2,8 @@
 //!
 //! [`machine`] decides, and is pure; [`run()`] is the loop that feeds it and has [`host`] execute what it says, one command at
 //! a time on a thread of its own. [`desired`] reads the configuration, [`control`] is the socket, [`events`] hears of
-//! interfaces and queues.
+//! interfaces and queues, [`members`] of the size of the cluster. [`snapshot`], [`guarantee`] and [`metrics`] are what it
+//! shows, [`rare`] what the programs tell.
 //!
 //! What the agent does is what `qjump load`, `unload` and `assign` do, by the same code; it holds nothing that would end with
 //! it. Stopped or killed, the limits stay in force, and the next agent finds things as it wants them and changes nothing.
@@ -23,10 +24,14 @@ pub mod guarantee;
 pub mod host;
 mod log;
 pub mod machine;
+pub mod members;
+pub mod metrics;
 mod notify;
+pub mod rare;
 mod run;
+pub mod snapshot;
 
-pub use run::{Failed, Handle, Options, run};
+pub use run::{Failed, Options, run};
 
 /// Where the agent listens.
 pub const SOCKET: &str = "/run/qjump/agent.sock";

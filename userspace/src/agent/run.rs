@@ -3,10 +3,11 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -15,7 +16,9 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    net::TcpListener,
     sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
     time::{Interval, MissedTickBehavior, interval, sleep},
 };
 
@@ -24,11 +27,15 @@ use super::{
     desired::Desired,
     events::Events,
     host, log,
-    machine::{Command, Input, Machine, Members, Outcome, State, Time},
+    machine::{self, Command, Input, Machine, Outcome, State, Time},
+    members::{self, Members},
+    metrics,
     notify::Supervisor,
+    rare,
+    snapshot::{self, Reload, Reloads, Snapshot},
 };
 use crate::{
-    dataplane,
+    config, dataplane,
     tag::{self, Selector, Session},
 };
 
@@ -39,6 +46,8 @@ pub struct Options {
     pub config: PathBuf,
     /// The control socket; its folder keeps the agent's own notes, too.
     pub socket: PathBuf,
+    /// Where /metrics, /healthz and /ready are answered, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// End when everything is in force, or has failed once.
     pub once: bool,
     /// Say each command.
@@ -68,15 +77,6 @@ const PROCESSES_EVERY: Duration = Duration::from_secs(1);
 /// How long a command may last until the watchdog hears nothing more.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// What parts of the agent beside the loop see of it, and tell it.
-#[derive(Clone)]
-pub struct Handle {
-    /// How things are.
-    pub state: watch::Receiver<State>,
-    /// How many hosts there are.
-    pub members: mpsc::Sender<Members>,
-}
-
 /// Runs an agent until it is told to end, by SIGTERM or SIGINT. The limits stay.
 ///
 /// # Errors
@@ -96,6 +96,7 @@ pub fn run(options: &Options) -> Result<(), Failed> {
     let runtime = runtime.map_err(|source| Failed::System { doing: "begin", source })?;
     runtime.block_on(async {
         let mut agent = Agent::begin(options, notes)?;
+        agent.show().await;
         agent.run().await
     })
 }
@@ -139,7 +140,42 @@ impl Notes {
 /// What comes back from the worker.
 enum Finished {
     Command(Outcome),
-    Config(Result<Arc<Desired>, String>, Option<oneshot::Sender<Value>>),
+    Config(Box<Read>),
+}
+
+/// A configuration that was read.
+struct Read {
+    desired: Result<Arc<Desired>, String>,
+    /// Where members are listed; nothing if the file does not say, or cannot be read.
+    members: Option<members::Config>,
+    /// It is refused for want of a number of hosts, which is still to be counted.
+    uncounted: bool,
+    answer: Option<oneshot::Sender<Value>>,
+}
+
+/// Members that are being counted.
+struct Counting {
+    config: members::Config,
+    found: watch::Receiver<Members>,
+    task: AbortHandle,
+    /// Why there was no answer the last time, so that it is said once.
+    failure: Option<String>,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The next news of members; never, if nobody counts.
+async fn counted(counting: &mut Option<Counting>) -> Members {
+    if let Some(counting) = counting
+        && counting.found.changed().await.is_ok()
+    {
+        return counting.found.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -162,11 +198,12 @@ struct Agent<'a> {
     working_since: Option<Instant>,
     finished: (mpsc::UnboundedSender<Finished>, mpsc::UnboundedReceiver<Finished>),
     requests: mpsc::Receiver<Asked>,
-    members: mpsc::Receiver<Members>,
-    state: watch::Sender<State>,
+    counting: Option<Counting>,
+    /// As of the last time that something was begun.
+    state: State,
+    /// What metrics show of the agent.
+    shown: Arc<Mutex<snapshot::Agent>>,
     waiting: Vec<Waiting>,
-    /// Held, so that channels of parts that are not there stay open.
-    _handle: Handle,
     status: String,
 }
 
@@ -181,10 +218,13 @@ impl<'a> Agent<'a> {
         thread
             .spawn(move || work.into_iter().for_each(|work| work()))
             .map_err(|source| Failed::System { doing: "begin a thread", source })?;
-        let (state, watching) = watch::channel(State::default());
-        let (counted, members) = mpsc::channel(1);
-        // Metrics and the sources of members begin here, with a clone of this.
-        let handle = Handle { state: watching, members: counted };
+        let shown = snapshot::Agent {
+            up_since: SystemTime::now(),
+            generation: 0,
+            reloads: Reloads::default(),
+            members: None,
+            ready: Err("it has only begun".to_owned()),
+        };
         Ok(Self {
             options,
             began: Instant::now(),
@@ -195,12 +235,26 @@ impl<'a> Agent<'a> {
             working_since: None,
             finished: mpsc::unbounded_channel(),
             requests,
-            members,
-            state,
+            counting: None,
+            state: State::default(),
+            shown: Arc::new(Mutex::new(shown)),
             waiting: Vec::new(),
-            _handle: handle,
             status: String::new(),
         })
+    }
+
+    /// Begins what others look at: metrics, and the log of rare events. What fails here is no reason not to limit.
+    async fn show(&self) {
+        tokio::spawn(rare::watch());
+        let Some(address) = self.options.metrics else { return };
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let shown = Arc::clone(&self.shown);
+                let take = move || Snapshot::take(shown.lock().unwrap_or_else(PoisonError::into_inner).clone());
+                tokio::spawn(metrics::serve(listener, metrics::Handle::new(take)));
+            }
+            Err(error) => tracing::warn!("no metrics: cannot listen on {address}: {error}; --metrics ADDRESS chooses another"),
+        }
     }
 
     fn now(&self) -> Time {
@@ -220,7 +274,7 @@ impl<'a> Agent<'a> {
         loop {
             self.proceed();
             if self.options.once
-                && self.machine.state().generation + u64::from(self.state.borrow().refused.is_some()) > 0
+                && self.state.generation + u64::from(self.state.refused.is_some()) > 0
                 && self.machine.is_settled()
             {
                 return self.verdict();
@@ -244,7 +298,10 @@ impl<'a> Agent<'a> {
                     self.serve(request, answer);
                     continue;
                 }
-                Some(members) = self.members.recv() => Input::Members(members),
+                members = counted(&mut self.counting) => match self.hosts_are(members) {
+                    Some(input) => input,
+                    None => continue,
+                },
                 _ = hangup.recv() => {
                     self.reload(None);
                     continue;
@@ -282,7 +339,7 @@ impl<'a> Agent<'a> {
             self.execute(command);
         }
         let state = self.machine.state();
-        if state.ready && !self.state.borrow().ready {
+        if state.ready && !self.state.ready {
             self.supervisor.say("READY=1");
             tracing::info!("ready after {} ms", self.began.elapsed().as_millis());
             // For the first change to be a quick one.
@@ -300,13 +357,64 @@ impl<'a> Agent<'a> {
         };
         for Waiting { answer, changes, .. } in ended {
             // Who has gone meanwhile does not want it any more.
-            let _ = answer.send(json!({"ok": true, "changes": changes, "agent": to_json(&state)}));
+            let _ = answer.send(json!({"ok": true, "changes": changes, "agent": to_json(&state, self.members().as_ref())}));
         }
-        self.state.send_if_modified(|before| {
-            let changed = *before != state;
-            *before = state;
-            changed
-        });
+        self.tell(&state);
+        self.state = state;
+    }
+
+    /// Lets metrics know.
+    fn tell(&self, state: &State) {
+        let wrong: Vec<String> =
+            state.interfaces.iter().filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?))).collect();
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.generation = state.generation;
+        shown.ready = match (state.ready, state.drained, wrong.is_empty()) {
+            (_, true, _) => Err("everything was taken off".to_owned()),
+            (false, ..) => Err(state.refused.clone().unwrap_or_else(|| "not every interface has had its turn".to_owned())),
+            (true, _, true) => Ok(()),
+            (true, _, false) => Err(wrong.join("; ")),
+        };
+        shown.members = self.members().or_else(|| (state.hosts > 0).then(|| Members::fixed(state.hosts)));
+    }
+
+    /// What is known of the members, if somebody counts them.
+    fn members(&self) -> Option<Members> {
+        self.counting.as_ref().map(|counting| counting.found.borrow().clone())
+    }
+
+    /// News of the members.
+    fn hosts_are(&mut self, members: Members) -> Option<Input> {
+        let counting = self.counting.as_mut()?;
+        if counting.failure != members.failure {
+            if let Some(why) = &members.failure {
+                tracing::warn!("the number of hosts stays as it is: {}: {why}", members.source);
+            }
+            counting.failure.clone_from(&members.failure);
+        }
+        let hosts = members.hosts?;
+        let input = Input::Members(Some(machine::Members { hosts, source: members.source }));
+        if self.machine.desired().is_none() {
+            // What could not be planned for want of a number.
+            self.put_in(input);
+            self.reload(None);
+            return None;
+        }
+        Some(input)
+    }
+
+    /// Counts members where the configuration says, from now on.
+    fn count_by(&mut self, config: Option<members::Config>) {
+        if self.counting.as_ref().map(|counting| &counting.config) == config.as_ref() {
+            return;
+        }
+        self.counting = None;
+        self.put_in(Input::Members(None));
+        if let Some(config) = config {
+            let (sender, found) = watch::channel(config.unknown());
+            let task = tokio::spawn(members::watch(config.clone(), host::hosts_in_force(), sender)).abort_handle();
+            self.counting = Some(Counting { config, found, task, failure: None });
+        }
     }
 
     fn execute(&mut self, command: Command) {
@@ -322,27 +430,57 @@ impl<'a> Agent<'a> {
                 self.working_since = None;
                 Some(Input::Done(outcome, chance()))
             }
-            Finished::Config(result, answer) => {
-                self.supervisor.say("READY=1");
-                let changes = match &result {
-                    Ok(new) => self.machine.desired().map_or_else(Vec::new, |old| old.difference(new)),
-                    Err(why) => {
-                        if let Some(answer) = answer {
-                            let _ = answer.send(refusal("refused", why));
-                        }
-                        return Some(Input::Config(result));
-                    }
-                };
-                for change in &changes {
-                    tracing::info!("the configuration changes: {change}");
-                }
-                self.put_in(Input::Config(result));
-                if let Some(answer) = answer {
-                    self.waiting.push(Waiting { answer, changes, until: self.now() + RELOAD_PATIENCE });
-                }
+            Finished::Config(read) => {
+                self.take_over(*read);
                 None
             }
         }
+    }
+
+    /// Takes a configuration that was read, or goes on with the one before.
+    fn take_over(&mut self, read: Read) {
+        let Read { desired, members, uncounted, answer } = read;
+        if self.state.ready {
+            // The end of RELOADING.
+            self.supervisor.say("READY=1");
+        }
+        let first = self.machine.desired().is_none();
+        if desired.is_ok() || first {
+            self.count_by(members);
+        }
+        match desired {
+            Ok(new) => {
+                let changes = self.machine.desired().map_or_else(Vec::new, |old| old.difference(&new));
+                for change in &changes {
+                    tracing::info!("the configuration changes: {change}");
+                }
+                self.put_in(Input::Config(Ok(new)));
+                self.note_reload(Ok(()));
+                if let Some(answer) = answer {
+                    self.waiting.push(Waiting { answer, changes, until: self.now() + RELOAD_PATIENCE });
+                }
+            }
+            Err(why) => {
+                if let Some(answer) = answer {
+                    let _ = answer.send(refusal("refused", &why));
+                }
+                if first && uncounted {
+                    tracing::info!("there is no plan until members are counted");
+                } else {
+                    self.note_reload(Err(why.clone()));
+                    self.put_in(Input::Config(Err(why)));
+                }
+            }
+        }
+    }
+
+    fn note_reload(&self, result: Result<(), String>) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(()) => shown.reloads.applied += 1,
+            Err(_) => shown.reloads.refused += 1,
+        }
+        shown.reloads.last = Some(Reload { at: SystemTime::now(), result });
     }
 
     /// Reads the configuration, for as many hosts as there are known to be.
@@ -351,19 +489,24 @@ impl<'a> Agent<'a> {
             let usec = dataplane::sys::monotonic_ns() / 1000;
             self.supervisor.say(&format!("RELOADING=1\nMONOTONIC_USEC={usec}"));
         }
-        let (finished, path, hosts) =
-            (self.finished.0.clone(), self.options.config.clone(), self.machine.counted_hosts());
+        let (finished, path) = (self.finished.0.clone(), self.options.config.clone());
+        let known = self.counting.as_ref().map(|counting| (counting.config.clone(), counting.found.borrow().hosts));
         let _ = self.worker.send(Box::new(move || {
-            let read = Desired::read(&path, hosts).map_err(|error| error.to_string());
-            let read = read.and_then(|desired| host::rehearse(&desired).map(|()| desired));
-            let _ = finished.send(Finished::Config(read, answer));
+            let file = config::File::read(&path).ok();
+            let members = file.as_ref().and_then(|file| file.members().cloned());
+            // A number of another list says nothing.
+            let hosts = known.and_then(|(config, hosts)| hosts.filter(|_| Some(&config) == members.as_ref()));
+            let uncounted = members.is_some() && hosts.is_none() && file.is_some_and(|file| file.hosts().is_none());
+            let desired = Desired::read(&path, hosts).map_err(|error| error.to_string());
+            let desired = desired.and_then(|desired| host::rehearse(&desired).map(|()| desired));
+            let _ = finished.send(Finished::Config(Box::new(Read { desired, members, uncounted, answer })));
         }));
     }
 
     fn serve(&mut self, request: Request, answer: oneshot::Sender<Value>) {
         match request {
             Request::Status {} => {
-                let _ = answer.send(json!({"ok": true, "agent": to_json(&self.machine.state())}));
+                let _ = answer.send(json!({"ok": true, "agent": to_json(&self.machine.state(), self.members().as_ref())}));
             }
             Request::Reload {} => self.reload(Some(answer)),
             Request::Drain {} => {
@@ -449,13 +592,14 @@ fn chance() -> f64 {
 }
 
 /// As the control socket answers.
-fn to_json(state: &State) -> Value {
+fn to_json(state: &State, members: Option<&Members>) -> Value {
     json!({
         "generation": state.generation,
         "refused": state.refused,
         "hosts": state.hosts,
         "hosts_source": state.hosts_source,
-        "hosts_age_s": state.hosts_age.map(|age| age.as_secs()),
+        "hosts_age_s": members.and_then(|members| members.age(Instant::now())).map(|age| age.as_secs()),
+        "hosts_failure": members.and_then(|members| members.failure.clone()),
         "ready": state.ready,
         "drained": state.drained,
         "rules": state.rules,

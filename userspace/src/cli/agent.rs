@@ -1,12 +1,12 @@
 //! `qjump agent`, `qjump reload` and `qjump drain`.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Failure, print};
-use crate::agent::{self, CONFIG, Failed, Options, SOCKET, client};
+use crate::agent::{self, CONFIG, Failed, Options, SOCKET, client, metrics::DEFAULT_ADDRESS};
 
 /// Keep this host as its configuration wants it: interfaces, queues and rules, whatever comes, goes or is undone
 ///
@@ -23,6 +23,9 @@ pub struct AgentCommand {
     /// Where to listen
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
+    /// Where to answer /metrics, /healthz and /ready by HTTP; "none" for nowhere
+    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_ADDRESS, value_parser = listening)]
+    metrics: Listening,
     /// End when everything is in force; exit status 1 if something could not be put in force
     #[arg(long)]
     once: bool,
@@ -31,10 +34,24 @@ pub struct AgentCommand {
     verbose: bool,
 }
 
+/// An address, or none.
+#[derive(Clone, Copy)]
+struct Listening(Option<SocketAddr>);
+
+fn listening(text: &str) -> Result<Listening, String> {
+    match text {
+        "none" => Ok(Listening(None)),
+        text => text.parse().map(|address| Listening(Some(address))).map_err(|_| {
+            format!("'{text}' is no address; give one with a port, such as {DEFAULT_ADDRESS} or [::1]:9, or none")
+        }),
+    }
+}
+
 impl AgentCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let Self { config, socket, once, verbose } = self;
-        let options = Options { config: config.clone(), socket: socket.clone(), once: *once, verbose: *verbose };
+        let Self { config, socket, metrics, once, verbose } = self;
+        let (config, socket) = (config.clone(), socket.clone());
+        let options = Options { config, socket, metrics: metrics.0, once: *once, verbose: *verbose };
         agent::run(&options).map_err(|error| match error {
             Failed::Host(error) => error.into(),
             error => Failure::Failed(error.to_string()),

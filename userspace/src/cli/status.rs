@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use clap::Args;
@@ -16,7 +16,11 @@ use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
-    agent::{SOCKET, client, guarantee},
+    agent::{
+        SOCKET, client,
+        guarantee::{self, Guarantee},
+        snapshot::Interface,
+    },
     dataplane::{self, Error, InterfaceStatus, LevelStatus, Why},
     plan::{Claims, bound_in_force, show_factor},
     qdisc::Queue,
@@ -116,7 +120,7 @@ fn factor(config: &Config, level: Level) -> Option<f64> {
     positive(config.plan.levels[level.index()].factor)
 }
 
-pub(super) fn rate(config: &Config, level: Level) -> Option<f64> {
+fn rate(config: &Config, level: Level) -> Option<f64> {
     positive(config.plan.levels[level.index()].rate_bps)
 }
 
@@ -179,10 +183,9 @@ fn to_json(statuses: &[InterfaceStatus], agent: Option<&Value>) -> Value {
     })
 }
 
-/// Why the bounds cannot be counted on.
-fn doubts(status: &InterfaceStatus) -> Vec<String> {
-    let link = if status.elsewhere { None } else { guarantee::link_bps(&status.interface) };
-    guarantee::doubts(status, link)
+/// Whether the bounds can be counted on; not known of another network namespace.
+fn guarantee(status: &InterfaceStatus) -> Option<Guarantee> {
+    (!status.elsewhere).then(|| guarantee::judge(&Interface::of(status), None, Instant::now()))
 }
 
 fn interface_json(status: &InterfaceStatus) -> Value {
@@ -206,7 +209,10 @@ fn interface_json(status: &InterfaceStatus) -> Value {
         "queue_problems": status.queue_problems,
         "host_rate_bps": (plan.host_rate_bps > 0).then_some(plan.host_rate_bps),
         "pcp": pcp(&status.config),
-        "guarantee_doubts": doubts(status),
+        "guarantee": guarantee(status).map(|found| json!({
+            "holds": found.holds(),
+            "doubts": found.doubts.iter().map(|doubt| json!({"name": doubt.name(), "text": doubt.to_string()})).collect::<Vec<_>>(),
+        })),
         "levels": status.levels.iter().map(|level| level_json(&status.config, level)).collect::<Vec<_>>(),
     })
 }
@@ -289,9 +295,9 @@ impl std::fmt::Display for Text<'_> {
             Queue::Keep => writeln!(f, "queue: as it was; nothing waits for its level{why}")?,
             queue => writeln!(f, "queue: {}, where packets wait for their level{host_rate}{why}", queue.name())?,
         }
-        match &doubts(status)[..] {
-            [] => writeln!(f, "guarantee: holds, as far as this host goes")?,
-            doubts => writeln!(f, "guarantee: not provable, because {}", doubts.join("; and because "))?,
+        if let Some(guarantee) = guarantee(status) {
+            let as_far = if guarantee.holds() { ", as far as this host goes" } else { "" };
+            writeln!(f, "guarantee: {guarantee}{as_far}")?;
         }
         for problem in &status.queue_problems {
             writeln!(f, "QUEUE NOT AS IT SHOULD BE: {problem}; run `qjump load` again")?;
@@ -377,7 +383,7 @@ impl std::fmt::Display for Text<'_> {
     }
 }
 
-pub(super) fn bound(config: &Config, level: Level) -> String {
+fn bound(config: &Config, level: Level) -> String {
     let record = &config.plan.levels[level.index()];
     match bound_in_force(config, level) {
         None => "-".to_owned(),

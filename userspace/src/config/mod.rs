@@ -13,6 +13,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::{
+    agent::members,
     plan::{
         Claims, Delays, Demand, ETHERNET_MTU, LevelSpec, Model, Network, OverRule, Path as NetworkPath, Plan,
         backward::{App, Assigned},
@@ -96,8 +97,10 @@ struct FragmentHost {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cluster {
-    #[serde(deserialize_with = "hosts")]
-    hosts: u32,
+    #[serde(default, deserialize_with = "hosts")]
+    hosts: Option<u32>,
+    #[serde(default)]
+    members: Option<members::Config>,
     #[serde(alias = "link_rate")]
     link_rate: Rate,
     #[serde(alias = "max_packet", deserialize_with = "bytes")]
@@ -278,8 +281,9 @@ impl de::Visitor<'_> for Whole {
     }
 }
 
-fn hosts<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    deserializer.deserialize_i64(Whole { least: 1, expecting: "the number of hosts that may send, at least 1" })
+fn hosts<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let hosts = Whole { least: 1, expecting: "the number of hosts that may send, at least 1" };
+    deserializer.deserialize_i64(hosts).map(Some)
 }
 
 fn bytes<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
@@ -611,9 +615,42 @@ impl File {
     /// # Errors
     /// If there is none; with the line and a caret where the file is to blame.
     pub fn plan(&self, change: impl Fn(&mut Network) -> Result<(), String>) -> Result<Answer, String> {
+        self.plan_for(None, change)
+    }
+
+    /// Where the members of the cluster are listed, if the number of hosts is to be counted.
+    pub fn members(&self) -> Option<&members::Config> {
+        self.cluster.get_ref().members.as_ref()
+    }
+
+    /// The number of hosts that the file gives: what holds without [`Self::members`], and until they have been counted.
+    pub fn hosts(&self) -> Option<u32> {
+        self.cluster.get_ref().hosts
+    }
+
+    /// The same for as many hosts as members were counted, if they were.
+    ///
+    /// # Errors
+    /// As for [`Self::plan`], and if neither a list nor the file says how many hosts there are.
+    pub fn plan_for(
+        &self,
+        counted: Option<u32>,
+        change: impl Fn(&mut Network) -> Result<(), String>,
+    ) -> Result<Answer, String> {
         let cluster = self.cluster.get_ref();
+        let missing = || {
+            let why = match &cluster.members {
+                None => {
+                    "give hosts = N, the number of hosts that may send, or [cluster.members], where they are listed"
+                }
+                Some(_) => {
+                    "members have not been counted, which is what an agent does; give hosts = N, the number that holds until then"
+                }
+            };
+            self.at(&self.cluster, why)
+        };
         let mut network = Network {
-            hosts: cluster.hosts,
+            hosts: counted.or(cluster.hosts).ok_or_else(missing)?,
             link_rate: cluster.link_rate,
             max_packet: cluster.max_packet,
             delays: delays(cluster.epsilon, cluster.hops, cluster.switch_delay, cluster.mtu, cluster.host_burst)
@@ -864,6 +901,27 @@ interfaces = ["eth0"]
             let error = File::parse(&GOOD.replace(from, to)).unwrap().plan(|_| Ok(())).unwrap_err();
             assert!(error.contains(line) && error.contains(part) && error.contains('^'), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn members_count_before_hosts() {
+        let members = "\n[cluster.members]\nfile = \"/etc/qjump/hosts\"\n\n[[level]]";
+        let with =
+            |hosts: &str| File::parse(&GOOD.replace("hosts = 12", hosts).replacen("\n[[level]]", members, 1)).unwrap();
+        let hosts = |file: &File, counted| file.plan_for(counted, |_| Ok(())).map(|answer| answer.plan.network.hosts);
+        let both = with("hosts = 12");
+        assert!(both.members().is_some() && both.hosts() == Some(12));
+        assert_eq!([None, Some(5)].map(|counted| hosts(&both, counted)), [Ok(12), Ok(5)]);
+        let listed = with("");
+        assert_eq!(hosts(&listed, Some(5)), Ok(5));
+        let error = hosts(&listed, None).unwrap_err();
+        assert!(error.contains("have not been counted") && error.contains("line 2,"), "{error}");
+        let error = hosts(&File::parse(&GOOD.replace("hosts = 12", "")).unwrap(), None).unwrap_err();
+        assert!(error.contains("give hosts = N") && error.contains("[cluster.members]"), "{error}");
+        let wrong =
+            GOOD.replacen("\n[[level]]", "\n[cluster.members]\ndns = \"a\"\nleast = 9\nmost = 1\n\n[[level]]", 1);
+        let error = File::parse(&wrong).unwrap_err();
+        assert!(error.contains("least not above most") && error.contains('^'), "{error}");
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub struct Loaded {
     pub removed_stale: bool,
 }
 
+/// Room for the events of an interface that nobody has read yet: all that one plan can have.
+const EVENT_BYTES: u32 = 32 << 10;
+
 /// Our place on clsact: the first filters, under a handle that is ours ("qj").
 pub(super) const FILTER_PRIORITY: u16 = 1;
 pub(super) const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x716a);
@@ -682,9 +685,10 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
 
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    for map in [names::CONFIG, names::STATE, names::COUNTERS] {
+    for map in [names::CONFIG, names::STATE, names::COUNTERS, names::EVENTS] {
         loader.map_pin_path(map, pins.map(map));
     }
+    loader.map_max_entries(names::EVENTS, EVENT_BYTES);
     grants::share_maps(&mut loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;

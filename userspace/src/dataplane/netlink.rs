@@ -5,7 +5,7 @@ use std::io;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
 
@@ -26,6 +26,8 @@ pub struct Interface {
     pub is_loopback: bool,
     /// Whether it is a VLAN of another device.
     pub is_vlan: bool,
+    /// Whether it is up and has a carrier.
+    pub is_up: bool,
 }
 
 /// A filter on the egress of clsact.
@@ -75,6 +77,7 @@ pub fn interface(name: &str) -> io::Result<Option<Interface>> {
                 .attributes
                 .iter()
                 .find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None })?,
+            is_up: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
             is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
             is_loopback: link.header.link_layer_type == LinkLayerType::Loopback,
             is_vlan: link.attributes.iter().any(

@@ -1,0 +1,204 @@
+//! Rare events that the programs tell of: the first packet of each plan, level and reason.
+//!
+//! The programs write them with aya-log into a ring buffer, which is pinned with the maps of the interface, so they wait there
+//! for an agent that is not running. `EbpfLogger::init_from_id` would take CAP_SYS_ADMIN (`bpf_prog_get_fd_by_id`,
+//! kernel/bpf/syscall.c), so the buffer is opened by its pin: by way of an object whose map is the pinned one and
+//! whose programs are never loaded.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::AsFd,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use aya::EbpfLoader;
+use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
+use qjump_ebpf::{Reason, names};
+use tracing::{debug, warn};
+
+use crate::dataplane::{OBJECT, Pins, loaded_interfaces, sys};
+
+/// How often to look. Events wait in their buffer.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The first packet of a plan that something rare happened to, at its level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Where it left, or would have.
+    pub interface: String,
+    /// The level that it was counted at.
+    pub level: u8,
+    /// What happened.
+    pub reason: Reason,
+    /// Its size, L2 bytes with the headers of every segment.
+    pub bytes: u32,
+    /// As in an Ethernet header.
+    pub protocol: u16,
+}
+
+impl Event {
+    /// "LEVEL REASON BYTES PROTOCOL", the protocol in network byte order: `qj_tell` in ebpf/src/events.rs.
+    fn parse(interface: &str, text: &str) -> Option<Self> {
+        let numbers: Vec<u32> = text.split(' ').map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        let [level, reason, bytes, protocol] = numbers[..] else { return None };
+        Some(Self {
+            interface: interface.to_owned(),
+            level: u8::try_from(level).ok()?,
+            reason: *Reason::ALL.get(reason as usize)?,
+            bytes,
+            protocol: u16::from_be(u16::try_from(protocol).ok()?),
+        })
+    }
+
+    /// What it means, and what to do about it.
+    pub const fn meaning(&self) -> &'static str {
+        match self.reason {
+            Reason::OversizeDropped => {
+                "a packet is larger than its level's largest and was dropped: make messages smaller, or plan with a larger max-packet"
+            }
+            Reason::OversizeDemoted => {
+                "a packet is larger than its level's largest and left at level 0: make messages smaller, or plan with a larger max-packet"
+            }
+            Reason::NotConfigured => "a packet asks for a level that the plan does not have, and left at level 0",
+            Reason::UnknownPriority => "a packet has a priority that names no level, and left at level 0",
+            Reason::NonIp => "a frame is neither IP nor ARP, and left at level 0",
+            Reason::Malformed => "a frame has a header that contradicts itself, and left as it was",
+            Reason::Contended => {
+                "a packet was dropped because CPUs were in each other's way at its level, or the plan changed"
+            }
+            Reason::MarkFailed => "a packet was dropped because its header could not be written",
+            Reason::BeyondHorizon => {
+                "a packet was dropped because it would have had to wait too long: more is sent at its level than the level may send"
+            }
+            Reason::NotGranted => "a packet asks for a level that its socket was not granted, and left at level 0",
+            Reason::Passed | Reason::OverLimit | Reason::OverDemoted => "a packet was counted",
+        }
+    }
+}
+
+/// Takes what a program of this interface tells.
+struct Teller {
+    interface: String,
+    told: Arc<Mutex<Vec<Event>>>,
+}
+
+impl Log for Teller {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let text = record.args().to_string();
+        match (Event::parse(&self.interface, &text), self.told.lock()) {
+            (Some(event), Ok(mut told)) => told.push(event),
+            _ => warn!(interface = self.interface, "an event of another version of the program: {text}"),
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The buffers of the interfaces of this host.
+#[derive(Default)]
+pub struct Buffers {
+    open: HashMap<String, Buffer>,
+    told: Arc<Mutex<Vec<Event>>>,
+}
+
+struct Buffer {
+    /// The kernel's number of the map: another load after an unload makes another one.
+    map: u32,
+    events: EbpfLogger<Teller>,
+}
+
+impl Buffers {
+    /// What was told since the last time, of all interfaces that qjump is loaded on now.
+    pub fn read(&mut self) -> Vec<Event> {
+        match loaded_interfaces() {
+            Ok(names) => {
+                self.open.retain(|name, _| names.contains(name));
+                names.into_iter().for_each(|name| self.follow(name));
+            }
+            Err(error) => debug!("the loaded interfaces cannot be listed: {error}"),
+        }
+        self.open.values_mut().for_each(|buffer| buffer.events.flush());
+        self.told.lock().map(|mut told| std::mem::take(&mut *told)).unwrap_or_default()
+    }
+
+    /// Opens the buffer of an interface, unless it is open already.
+    fn follow(&mut self, name: String) {
+        let pinned = sys::open_pin(&Pins::of(&name).map(names::EVENTS)).and_then(|fd| sys::map_info(fd.as_fd()));
+        // Pins of an older qjump have none.
+        let Ok(map) = pinned else { return };
+        if self.open.get(&name).is_some_and(|open| open.map == map.id) {
+            return;
+        }
+        let teller = Teller { interface: name.clone(), told: Arc::clone(&self.told) };
+        match open(&name, map.shape.max_entries, teller) {
+            Ok(events) => drop(self.open.insert(name, Buffer { map: map.id, events })),
+            Err(error) => debug!(interface = name, "its events cannot be read: {error}"),
+        }
+    }
+}
+
+/// Opens the pinned buffer, which has so many bytes: aya would take it to have as many as the object says.
+fn open(interface: &str, bytes: u32, teller: Teller) -> io::Result<EbpfLogger<Teller>> {
+    let mut object = EbpfLoader::new()
+        .map_pin_path(names::EVENTS, Pins::of(interface).map(names::EVENTS))
+        .map_max_entries(names::EVENTS, bytes)
+        .load(OBJECT)
+        .map_err(io::Error::other)?;
+    EbpfLogger::init_with_logger(&mut object, teller).map_err(io::Error::other)
+}
+
+/// Writes events to the log until the task is aborted.
+pub async fn watch() {
+    let mut buffers = Buffers::default();
+    loop {
+        let read = tokio::task::spawn_blocking(move || {
+            let told = buffers.read();
+            (buffers, told)
+        });
+        let told;
+        (buffers, told) = read.await.unwrap_or_default();
+        for event in told {
+            warn!(
+                interface = event.interface,
+                level = event.level,
+                reason = event.reason.name(),
+                bytes = event.bytes,
+                protocol = format_args!("{:#06x}", event.protocol),
+                "first of this plan: {}",
+                event.meaning()
+            );
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_program_tells() {
+        let protocol = 0x88cc_u16.to_be();
+        let interface = "eth0".to_owned();
+        let event = Event { interface, level: 5, reason: Reason::OversizeDropped, bytes: 1514, protocol: 0x88cc };
+        assert_eq!(Event::parse("eth0", &format!("5 2 1514 {protocol}")), Some(event));
+        for text in ["", "5 2 1514", "5 99 1514 8", "5 2 1514 8 1", "5 2 -1 8", "300 2 1 8", "5 2 1 70000"] {
+            assert_eq!(Event::parse("eth0", text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_rare_reason_has_a_meaning() {
+        let meaning = |reason| Event { interface: String::new(), level: 1, reason, bytes: 1, protocol: 0 }.meaning();
+        for reason in Reason::ALL.into_iter().filter(|reason| reason.is_rare()) {
+            assert_ne!(meaning(reason), meaning(Reason::Passed), "{}", reason.name());
+        }
+    }
+}
