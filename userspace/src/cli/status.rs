@@ -120,7 +120,7 @@ fn factor(config: &Config, level: Level) -> Option<f64> {
     positive(config.plan.levels[level.index()].factor)
 }
 
-fn rate(config: &Config, level: Level) -> Option<f64> {
+pub(super) fn rate(config: &Config, level: Level) -> Option<f64> {
     positive(config.plan.levels[level.index()].rate_bps)
 }
 
@@ -383,7 +383,7 @@ impl std::fmt::Display for Text<'_> {
     }
 }
 
-fn bound(config: &Config, level: Level) -> String {
+pub(super) fn bound(config: &Config, level: Level) -> String {
     let record = &config.plan.levels[level.index()];
     match bound_in_force(config, level) {
         None => "-".to_owned(),
