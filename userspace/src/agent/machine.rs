@@ -208,6 +208,9 @@ pub struct Machine {
     members: Option<Members>,
     interfaces: BTreeMap<String, Managed>,
     running: bool,
+    /// Changes with what is wanted, and what it was when the running command began: what that has seen is old news then.
+    revision: u64,
+    begun_at: u64,
     next_look: Time,
     next_close_look: Time,
     assigning: Assigning,
@@ -245,6 +248,7 @@ impl Machine {
             Input::Done(outcome, chance) => self.done(now, outcome, chance),
             Input::Drain => {
                 self.drained = true;
+                self.revision += 1;
                 self.interfaces.values_mut().for_each(|managed| managed.wanted = false);
             }
         }
@@ -256,6 +260,7 @@ impl Machine {
             self.assigning.due = (desired.rules.iter().len() > 0).then_some(now);
         }
         self.generation += 1;
+        self.revision += 1;
         self.refused = None;
         self.drained = false;
         let wanted: BTreeSet<&String> = desired.file.host.interfaces.iter().collect();
@@ -288,6 +293,7 @@ impl Machine {
             Ok(new) => {
                 self.say(Urgency::Info, None, format!("the cluster has {hosts} hosts now, not {was}: planned anew"));
                 self.desired = Some(Arc::new(new));
+                self.revision += 1;
                 self.refused = None;
                 for managed in self.interfaces.values_mut().filter(|managed| managed.wanted) {
                     (managed.look, managed.settled) = (true, false);
@@ -303,7 +309,10 @@ impl Machine {
 
     fn done(&mut self, now: Time, outcome: Outcome, chance: f64) {
         self.running = false;
+        let is_news = self.begun_at == self.revision;
         match outcome {
+            // Whoever is still to be looked at will be.
+            Outcome::Observed(_) if !is_news => {}
             Outcome::Observed(seen) => {
                 for (name, seen) in seen {
                     self.observed(now, &name, seen);
@@ -315,7 +324,7 @@ impl Machine {
                     Some(managed) if managed.wanted => {
                         managed.look = true;
                         // What is wrong now is that, and not what a load has not done.
-                        managed.settled |= managed.stale.is_none();
+                        managed.settled |= is_news && managed.stale.is_none();
                         managed.stale = None;
                     }
                     _ => drop(self.interfaces.remove(&name)),
@@ -414,7 +423,7 @@ impl Machine {
     pub fn next(&mut self, now: Time) -> Option<Command> {
         let desired = self.desired.clone().filter(|_| !self.running)?;
         let command = self.choose(now, &desired)?;
-        self.running = true;
+        (self.running, self.begun_at) = (true, self.revision);
         Some(command)
     }
 
@@ -807,6 +816,23 @@ mod tests {
         // What an agent before it has managed, and nobody wants any more, goes.
         machine.input(Time::ZERO, Input::Config(Ok(desired(&[], 1))));
         assert!(matches!(machine.next(Time::ZERO), Some(Command::Unload(pins, _)) if pins == "a"));
+    }
+
+    #[test]
+    fn what_was_seen_for_one_configuration_says_nothing_of_the_next() {
+        let mut world = World::default();
+        world.devices.insert("a".to_owned(), None);
+        world.configure(&["a"], 1);
+        world.proceed();
+        world.now += LOOK_EVERY;
+        // A look is under way when the configuration changes.
+        assert!(matches!(world.machine.next(world.now), Some(Command::Observe(_))));
+        world.configure(&["a"], 2);
+        let seen = BTreeMap::from([("a".to_owned(), Seen::AsWanted)]);
+        world.put_in(Input::Done(Outcome::Observed(seen), 0.5));
+        assert!(!world.machine.is_settled());
+        world.proceed();
+        assert_eq!(world.devices["a"], Some(rate(&desired(&["a"], 2))));
     }
 
     #[test]

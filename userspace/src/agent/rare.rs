@@ -7,8 +7,8 @@
 
 use std::{
     collections::HashMap,
-    io,
-    os::fd::AsFd,
+    fs, io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use crate::dataplane::{OBJECT, Pins, loaded_interfaces, sys};
 
 /// How often to look. Events wait in their buffer.
-const PERIOD: Duration = Duration::from_secs(1);
+const PERIOD: Duration = Duration::from_secs(2);
 
 /// The first packet of a plan that something rare happened to, at its level.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,8 +109,8 @@ pub struct Buffers {
 }
 
 struct Buffer {
-    /// The kernel's number of the map: another load after an unload makes another one.
-    map: u32,
+    /// Of its pin: another load after an unload makes another one.
+    inode: u64,
     events: EbpfLogger<Teller>,
 }
 
@@ -130,15 +130,16 @@ impl Buffers {
 
     /// Opens the buffer of an interface, unless it is open already.
     fn follow(&mut self, name: String) {
-        let pinned = sys::open_pin(&Pins::of(&name).map(names::EVENTS)).and_then(|fd| sys::map_info(fd.as_fd()));
+        let path = Pins::of(&name).map(names::EVENTS);
         // Pins of an older qjump have none.
-        let Ok(map) = pinned else { return };
-        if self.open.get(&name).is_some_and(|open| open.map == map.id) {
+        let Ok(inode) = fs::metadata(&path).map(|pin| pin.ino()) else { return };
+        if self.open.get(&name).is_some_and(|open| open.inode == inode) {
             return;
         }
+        let Ok(map) = sys::open_pin(&path).and_then(|fd| sys::map_info(fd.as_fd())) else { return };
         let teller = Teller { interface: name.clone(), told: Arc::clone(&self.told) };
         match open(&name, map.shape.max_entries, teller) {
-            Ok(events) => drop(self.open.insert(name, Buffer { map: map.id, events })),
+            Ok(events) => drop(self.open.insert(name, Buffer { inode, events })),
             Err(error) => debug!(interface = name, "its events cannot be read: {error}"),
         }
     }

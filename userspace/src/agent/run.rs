@@ -15,8 +15,8 @@ use qjump_ebpf::Level;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     net::TcpListener,
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
     time::{Interval, MissedTickBehavior, interval, sleep},
@@ -253,7 +253,9 @@ impl<'a> Agent<'a> {
                 let take = move || Snapshot::take(shown.lock().unwrap_or_else(PoisonError::into_inner).clone());
                 tokio::spawn(metrics::serve(listener, metrics::Handle::new(take)));
             }
-            Err(error) => tracing::warn!("no metrics: cannot listen on {address}: {error}; --metrics ADDRESS chooses another"),
+            Err(error) => {
+                tracing::warn!("no metrics: cannot listen on {address}: {error}; --metrics ADDRESS chooses another")
+            }
         }
     }
 
@@ -357,7 +359,8 @@ impl<'a> Agent<'a> {
         };
         for Waiting { answer, changes, .. } in ended {
             // Who has gone meanwhile does not want it any more.
-            let _ = answer.send(json!({"ok": true, "changes": changes, "agent": to_json(&state, self.members().as_ref())}));
+            let _ =
+                answer.send(json!({"ok": true, "changes": changes, "agent": to_json(&state, self.members().as_ref())}));
         }
         self.tell(&state);
         self.state = state;
@@ -365,13 +368,18 @@ impl<'a> Agent<'a> {
 
     /// Lets metrics know.
     fn tell(&self, state: &State) {
-        let wrong: Vec<String> =
-            state.interfaces.iter().filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?))).collect();
+        let wrong: Vec<String> = state
+            .interfaces
+            .iter()
+            .filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?)))
+            .collect();
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         shown.generation = state.generation;
         shown.ready = match (state.ready, state.drained, wrong.is_empty()) {
             (_, true, _) => Err("everything was taken off".to_owned()),
-            (false, ..) => Err(state.refused.clone().unwrap_or_else(|| "not every interface has had its turn".to_owned())),
+            (false, ..) => {
+                Err(state.refused.clone().unwrap_or_else(|| "not every interface has had its turn".to_owned()))
+            }
             (true, _, true) => Ok(()),
             (true, _, false) => Err(wrong.join("; ")),
         };
@@ -506,7 +514,8 @@ impl<'a> Agent<'a> {
     fn serve(&mut self, request: Request, answer: oneshot::Sender<Value>) {
         match request {
             Request::Status {} => {
-                let _ = answer.send(json!({"ok": true, "agent": to_json(&self.machine.state(), self.members().as_ref())}));
+                let _ =
+                    answer.send(json!({"ok": true, "agent": to_json(&self.machine.state(), self.members().as_ref())}));
             }
             Request::Reload {} => self.reload(Some(answer)),
             Request::Drain {} => {
