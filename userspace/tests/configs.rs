@@ -65,7 +65,7 @@ const WRONG: [(&str, &str, usize, &str); 66] = [
     ("hosts = 12", "hosts = \"12\"", 2, "expected the number of hosts"),
     ("hosts = 12", "hosts = ", 2, "^"),
     ("hosts = 12", "hosts = 12\nhosts = 13", 3, "duplicate key"),
-    ("hosts = 12\n", "", 1, "missing field `hosts`"),
+    ("hosts = 12\n", "", 1, "give hosts = N"),
     ("link-rate = \"10gbit\"\n", "", 1, "missing field `link-rate`"),
     ("\"10gbit\"", "\"0gbit\"", 3, "above 0"),
     ("\"10gbit\"", "\"-1gbit\"", 3, "not below 0"),

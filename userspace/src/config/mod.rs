@@ -1032,6 +1032,7 @@ level = 4
         for (section, pointer) in [
             ("nonsense = 1\n[cluster]", "/properties"),
             ("[cluster]\nnonsense = 1", "/$defs/cluster/properties"),
+            ("[cluster.members]\nnonsense = 1", "/$defs/members/properties"),
             ("[[level]]\nnonsense = 1", "/$defs/level/properties"),
             ("[[app]]\nnonsense = 1", "/$defs/app/properties"),
             ("[[assign]]\nnonsense = 1", "/$defs/assign/properties"),
