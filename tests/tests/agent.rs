@@ -178,6 +178,46 @@ fn reloads_under_traffic_lose_nothing_and_never_admit_more_than_the_looser_plan(
 }
 
 #[test]
+fn the_plan_is_for_as_many_hosts_as_the_list_has() -> Result<()> {
+    let link = Link::new()?;
+    let mut agent = Agent::new(&link)?;
+    let list = agent.folder.join("hosts");
+    let members = |count| fs::write(&list, (0..count).map(|host| format!("h{host}\n")).collect::<String>());
+    // Nothing can be planned before the list is there.
+    agent.write(&format!(
+        "[cluster]\nlink-rate = \"1gbit\"\nmax-packet = 256\nepsilon = \"40us\"\n\
+         [cluster.members]\nfile = \"{}\"\ninterval = \"1s\"\nhold = \"2s\"\n\
+         [[level]]\nlevel = 7\nfactor = 1\n[host]\ninterfaces = [\"{}\"]\nqueue = \"keep\"\n",
+        list.display(),
+        link.device
+    ))?;
+    agent.spawn()?;
+    agent.until("it waits for the list", |agent| agent.log().contains("until members are counted"))?;
+    assert!(!link.pins().exist());
+    let hosts = |count: usize| {
+        agent.until(&format!("{count} hosts"), |_| link.status().is_ok_and(|status| status["hosts"] == count))
+    };
+    members(3)?;
+    hosts(3)?;
+    members(5)?;
+    hosts(5)?;
+    // Fewer count after the hold, and a list that is gone changes nothing.
+    members(2)?;
+    std::thread::sleep(Duration::from_millis(1_200));
+    assert_eq!(link.status()?["hosts"], 5, "{}", agent.log());
+    hosts(2)?;
+    fs::remove_file(&list)?;
+    agent.until("it knows that the list is gone", |agent| {
+        agent.state().is_ok_and(|state| state["hosts_failure"].is_string())
+    })?;
+    assert_eq!(link.status()?["hosts"], 2);
+    let state = agent.state()?;
+    assert!(state["hosts_failure"].is_string() && state["hosts_age_s"].is_u64(), "{state:#}");
+    succeeded(&agent.ask("drain", &[])?)?;
+    Ok(())
+}
+
+#[test]
 fn interfaces_come_go_and_get_other_names() -> Result<()> {
     let mut link = Link::new()?;
     link.near.ip(&format!("link del {}", link.device))?;

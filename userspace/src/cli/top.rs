@@ -82,7 +82,8 @@ impl Activity<'_> {
 }
 
 fn total(reasons: &[(&str, f64)]) -> f64 {
-    reasons.iter().map(|(_, rate)| rate).sum()
+    // The sum of nothing is -0 otherwise.
+    reasons.iter().map(|(_, rate)| rate).fold(0.0, |sum, rate| sum + rate)
 }
 
 /// What there is to show: two looks, and who was granted what.

@@ -1,6 +1,6 @@
 //! Arista EOS. Commands and defaults: "EOS User Manual", chapter "Quality of Service" (arista.com/en/um-eos/eos-quality-of-service):
 //! trust modes, default maps of DSCP to traffic class, `tx-queue`, `priority`; and chapter "Priority Flow Control" for
-//! `priority-flow-control priority N drop`.
+//! `priority-flow-control priority N drop`. None of it has been tried on a switch.
 
 use std::fmt::Write as _;
 
