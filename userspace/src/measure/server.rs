@@ -378,7 +378,8 @@ fn wait_for_end(control: &mut Control, stop: &AtomicBool) -> Result<(), ControlE
 
 /// Whether this process may use a level: tried on a socket that sends nothing.
 fn allowed(level: Level) -> Result<(), String> {
-    let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"));
+    // To no address in particular: in some namespaces the loopback device is down.
+    let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"));
     let socket = socket.map_err(|error| error.to_string())?;
     set_level(&socket, level).map_err(|error| format!("on the server, {error}"))
 }
