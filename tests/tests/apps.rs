@@ -112,7 +112,7 @@ fn memcached_beside_bulk_is_near_what_it_is_on_an_idle_network() -> Result<()> {
     assert!(contended > 5.0 * qjump && contended > 5.0 * alone, "{alone} {contended} {qjump}");
     for case in ["alone", "contended", "qjump"] {
         let counts = stream(&document, case, "memcached")?.counts.context("counts")?;
-        assert!(counts.sent > 3_000 && counts.corrupted == 0, "{counts:?}");
+        assert!(counts.sent > 1_000 && counts.corrupted == 0, "{counts:?}");
         assert_eq!(figure(&document, case, "misses")?, 0.0);
     }
     // And bulk pays for what memcached says, no more.
