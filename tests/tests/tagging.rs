@@ -224,6 +224,9 @@ fn a_terminal_controls_it_as_if_it_were_the_program() -> Result<()> {
         shell.pre_exec(|| {
             libc::setsid();
             libc::ioctl(0, libc::TIOCSCTTY, 0);
+            // A test that runs in the background may have been told to ignore these.
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
             Ok(())
         });
     }
