@@ -50,6 +50,11 @@ impl<'a> Agent<'a> {
         self.folder.join("run/agent.sock")
     }
 
+    /// Both, as words of a command line.
+    pub fn paths(&self) -> [String; 2] {
+        [self.config(), self.socket()].map(|path| path.display().to_string())
+    }
+
     /// Writes the configuration.
     pub fn write(&self, text: &str) -> Result<()> {
         Ok(fs::write(self.config(), text)?)
@@ -63,7 +68,7 @@ impl<'a> Agent<'a> {
 
     /// Begins, and does not wait.
     pub fn spawn(&mut self) -> Result<()> {
-        let [config, socket] = [self.config(), self.socket()].map(|path| path.display().to_string());
+        let [config, socket] = self.paths();
         let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
         let mut command = self.link.command(&["agent", "--verbose", "--config", &config, "--socket", &socket]);
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn()?);

@@ -8,6 +8,12 @@ pub fn at_least(major: u32, minor: u32) -> bool {
     (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
+/// Whether time goes by instructions here, so that figures are the program's and not the machine's: a virtual machine of
+/// `cargo xtask vm --virtual-time`.
+pub fn is_virtual() -> bool {
+    std::env::var_os("QJUMP_VIRTUAL_TIME").is_some()
+}
+
 /// The eBPF compare-exchange, without which there is no limiter.
 pub fn has_compare_exchange() -> bool {
     if cfg!(target_arch = "x86_64") { at_least(5, 12) } else { at_least(5, 18) }

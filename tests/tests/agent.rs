@@ -68,7 +68,7 @@ fn a_restart_adopts_what_is_there_and_changes_nothing() -> Result<()> {
     }
     assert_eq!(agent.log().matches("DEBUG load").count(), 1, "{}", agent.log());
     // A second one is refused, and the first goes on.
-    let [config, socket] = [agent.config(), agent.socket()].map(|path| path.display().to_string());
+    let [config, socket] = agent.paths();
     let (status, error) = failed(&link.qjump(&["agent", "--config", &config, "--socket", &socket])?);
     assert!(status == 1 && error.contains("another agent"), "{error}");
     assert_eq!(agent.state()?["ready"], true);
@@ -84,7 +84,7 @@ fn a_restart_adopts_what_is_there_and_changes_nothing() -> Result<()> {
 fn once_says_whether_all_is_in_force() -> Result<()> {
     let link = Link::new()?;
     let agent = Agent::new(&link)?;
-    let [config, socket] = [agent.config(), agent.socket()].map(|path| path.display().to_string());
+    let [config, socket] = agent.paths();
     let once = ["agent", "--once", "--config", &config, "--socket", &socket];
     agent.plan("50mbit", 30_000)?;
     succeeded(&link.qjump(&once)?)?;

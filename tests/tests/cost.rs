@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use qjump_ebpf::{Config, LevelLimit, limiter::Oversize};
 use qjump_tests::{
     frames::{ethernet, ipv4},
-    kernel::{at_least, has_compare_exchange},
+    kernel::{at_least, has_compare_exchange, is_virtual},
     program::{Shim, SkBuff, classifier, lab, time},
 };
 
@@ -72,7 +72,7 @@ fn a_packet_costs_a_small_multiple_of_reading_the_clock() -> Result<()> {
     }
     let [empty, clock, best_effort, pass] = least;
     println!("ns a packet: empty {empty}, clock {clock}, best effort {best_effort}, limited {pass}");
-    if std::env::var_os("QJUMP_VIRTUAL_TIME").is_some() {
+    if is_virtual() {
         // A nanosecond is an instruction of the emulated CPU, and the clock costs next to nothing: what was measured, and a
         // third on top.
         assert!(best_effort <= 612 && pass <= 900, "{best_effort} and {pass}");

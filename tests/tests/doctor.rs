@@ -3,33 +3,16 @@
 use anyhow::{Context, Result};
 use aya::programs::{LinkOrder, TcAttachType, tc::TcAttachOptions};
 use qjump_tests::{
-    link::{FAR, Link, failed, succeeded},
+    link::{FAR, Link, PLAN, failed, succeeded},
     program::{classifier, lab},
 };
 use serde_json::Value;
 
-/// Levels of every kind: guaranteed, by bytes, for grants alone, unlimited.
-const PLAN: [&str; 16] = [
-    "--hosts",
-    "12",
-    "--link-rate",
-    "10gbit",
-    "--max-packet",
-    "256",
-    "--epsilon",
-    "4us",
-    "--level",
-    "7:1",
-    "--level",
-    "5:4",
-    "--level",
-    "3:2,claims=grant-only",
-    "--level",
-    "2:unlimited",
-];
+/// With those of [`PLAN`], levels of every kind: guaranteed, by bytes, for grants alone, unlimited.
+const MORE_LEVELS: [&str; 4] = ["--level", "3:2,claims=grant-only", "--level", "2:unlimited"];
 
 fn load(link: &Link, more: &[&str]) -> Result<()> {
-    succeeded(&link.qjump(&[&["load", "--interface", &link.device][..], &PLAN, more].concat())?).map(drop)
+    succeeded(&link.qjump(&[&["load", "--interface", &link.device][..], &PLAN, &MORE_LEVELS, more].concat())?).map(drop)
 }
 
 /// What the doctor says; the report must agree with the exit status.

@@ -11,15 +11,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use qjump_tests::{
     departures::Tap,
+    kernel::is_virtual,
     link::{FAR, Link, NEAR, failed, succeeded},
     sender,
     tcp::{Flows, fairness},
 };
-
-/// Whether time goes by instructions here, so that figures are the program's and not the machine's.
-fn is_virtual() -> bool {
-    std::env::var_os("QJUMP_VIRTUAL_TIME").is_some()
-}
 
 /// A link with these levels, paced by fq; `None` on a kernel that has no fq and says so.
 fn paced(plan: &[&str]) -> Result<Option<Link>> {

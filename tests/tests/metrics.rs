@@ -19,31 +19,14 @@ use qjump::agent::{
 };
 use qjump_tests::{
     http::{self, get},
-    link::{FAR, Link, NEAR, succeeded},
+    link::{FAR, Link, NEAR, PLAN, succeeded},
     nobody::Folder,
     sender,
 };
 use serde_json::Value;
 
-/// A plan with levels of every kind.
-const PLAN: [&str; 16] = [
-    "--hosts",
-    "12",
-    "--link-rate",
-    "10gbit",
-    "--max-packet",
-    "256",
-    "--epsilon",
-    "4us",
-    "--level",
-    "7:1",
-    "--level",
-    "5:4",
-    "--level",
-    "3:unlimited",
-    "--level",
-    "1:10mbit,burst=30000",
-];
+/// With those of [`PLAN`], levels of every kind.
+const MORE_LEVELS: [&str; 4] = ["--level", "3:unlimited", "--level", "1:10mbit,burst=30000"];
 
 /// An interface that is loaded, and a server that shows it.
 struct Shown {
@@ -57,7 +40,10 @@ struct Shown {
 impl Shown {
     fn new() -> Result<Self> {
         let link = Arc::new(Link::new()?);
-        succeeded(&link.qjump(&[&["load", "--interface", &link.device, "--queue", "htb"][..], &PLAN].concat())?)?;
+        succeeded(
+            &link
+                .qjump(&[&["load", "--interface", &link.device, "--queue", "htb"][..], &PLAN, &MORE_LEVELS].concat())?,
+        )?;
         let agent = Arc::new(Mutex::new(Agent {
             up_since: SystemTime::now(),
             generation: 1,
@@ -379,7 +365,7 @@ fn a_prometheus_reads_it_and_the_dashboard_has_something_to_show() -> Result<()>
     shown.send(1, 200, 1400)?;
     let device = &shown.link.device;
     let other = ["load", "--interface", device, "--queue", "htb", "--tolerance", "50us"];
-    succeeded(&shown.link.qjump(&[&other[..], &PLAN].concat())?)?;
+    succeeded(&shown.link.qjump(&[&other[..], &PLAN, &MORE_LEVELS].concat())?)?;
     shown.link.near.ip(&format!("link set {device} mtu 9000"))?;
     shown.agent.lock().expect("nothing failed with it").reloads.refused += 1;
     prometheus.wait_for(8.0)?;

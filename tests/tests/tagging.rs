@@ -169,6 +169,16 @@ fn the_program_runs_as_whom_it_should() -> Result<()> {
     Ok(())
 }
 
+/// Lets signals do to a new process what they usually do: a test that runs in the background may have been told to ignore
+/// some, and a shell cannot trap those. System calls only, for between fork and exec.
+fn heed(signals: &[Signal]) -> std::io::Result<()> {
+    for &signal in signals {
+        // SAFETY: no handler is installed, and none is replaced that anybody counts on in a new process.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
 #[test]
 fn signals_reach_the_program_once() -> Result<()> {
     let script = "for s in HUP INT QUIT TERM USR1 USR2; do trap \"echo $s\" $s; done; trap 'exit 9' ALRM; echo ready; \
@@ -176,15 +186,9 @@ fn signals_reach_the_program_once() -> Result<()> {
     let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
     let mut command = qjump(&["run", "--no-scope", "--level", "5", "--", "sh", "-c", script]);
     command.stdout(Stdio::piped()).process_group(0);
-    // A test that runs in the background may have been told to ignore some, and a shell cannot trap those.
     // SAFETY: between fork and exec, system calls only.
     unsafe {
-        command.pre_exec(move || {
-            for signal in signals {
-                nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)?;
-            }
-            Ok(())
-        });
+        command.pre_exec(move || heed(&signals));
     }
     let mut child = Running(command.spawn()?);
     let mut words = BufReader::new(child.0.stdout.take().context("no stdout")?).lines();
@@ -224,10 +228,7 @@ fn a_terminal_controls_it_as_if_it_were_the_program() -> Result<()> {
         shell.pre_exec(|| {
             libc::setsid();
             libc::ioctl(0, libc::TIOCSCTTY, 0);
-            // A test that runs in the background may have been told to ignore these.
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
-            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
-            Ok(())
+            heed(&[Signal::SIGINT, Signal::SIGQUIT])
         });
     }
     let mut shell = Running(shell.spawn()?);

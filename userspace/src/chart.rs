@@ -439,6 +439,11 @@ impl Legend {
         Self::new(names.chain(moments))
     }
 
+    /// The kinds of bars.
+    fn of_fills(kinds: &[String]) -> Self {
+        Self::new(kinds.iter().enumerate().map(|(n, kind)| (Symbol::Fill(n), format!("{}: {kind}", n + 1))))
+    }
+
     fn new(names: impl Iterator<Item = (Symbol, String)>) -> Self {
         let entries: Vec<_> = names.map(|(symbol, name)| (symbol, wrapped(&clean(&name)))).collect();
         let letters = entries.iter().flat_map(|(_, lines)| lines.iter().map(|line| line.chars().count())).max();
@@ -507,11 +512,8 @@ pub fn stacked(title: &str, description: &str, kinds: &[String], bars: &[Bar]) -
     const BAR: i32 = 22;
     let whole = |bar: &Bar| bar.parts.iter().map(|part| part.1).filter(|ns| *ns > 0.0).sum::<f64>();
     let unit = Unit::of(bars.iter().map(whole));
-    let numbered = kinds.iter().enumerate().map(|(n, kind)| (Symbol::Fill(n), format!("{}: {kind}", n + 1)));
-    let legend = Legend::new(numbered);
-    let names = bars.iter().map(|bar| wrapped(&clean(&bar.name)).swap_remove(0)).collect::<Vec<_>>();
-    let letters = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let left = MARGIN as i32 + 10 + (letters as f64 * LETTER) as i32;
+    let legend = Legend::of_fills(kinds);
+    let (names, left) = beside_bars(bars.iter().map(|bar| bar.name.as_str()));
     let (top, right) = ((MARGIN + CAPTION) as i32, left + 560);
     let bottom = top + ROW * bars.len() as i32;
     let beside = right + 110;
@@ -547,18 +549,14 @@ pub fn grouped(title: &str, description: &str, kinds: &[String], groups: &[(Stri
     const BAR: i32 = 18;
     const GAP: i32 = 12;
     let values = || groups.iter().flat_map(|(_, bars)| bars.iter().map(|bar| bar.1)).filter(|value| *value > 0.0);
-    let (least, most): (f64, f64) =
-        values().fold((f64::INFINITY, 0.0), |(low, high), value| (f64::min(low, value), f64::max(high, value)));
+    let (least, most) = span(values());
     let log = needs_log(values());
     // A bar of the least value is to be seen, too.
     let (from, to) = if log { ((least / 2.0).ln(), most.ln()) } else { (0.0, most) };
     let share = |value: f64| (if log { value.ln() } else { value } - from) / (to - from).max(f64::MIN_POSITIVE);
     let scale = if log { "length: logarithm of the value" } else { "length: the value" };
-    let numbered = kinds.iter().enumerate().map(|(n, kind)| (Symbol::Fill(n), format!("{}: {kind}", n + 1)));
-    let legend = Legend::new(numbered);
-    let names = groups.iter().map(|(name, _)| wrapped(&clean(name)).swap_remove(0)).collect::<Vec<_>>();
-    let letters = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let left = MARGIN as i32 + 10 + (letters as f64 * LETTER) as i32;
+    let legend = Legend::of_fills(kinds);
+    let (names, left) = beside_bars(groups.iter().map(|(name, _)| name.as_str()));
     let (top, right) = ((MARGIN + CAPTION) as i32, left + 520);
     let rows: usize = groups.iter().map(|(_, bars)| bars.len()).sum();
     let bottom = top + BAR * rows as i32 + GAP * groups.len() as i32;
@@ -588,6 +586,13 @@ pub fn grouped(title: &str, description: &str, kinds: &[String], groups: &[(Stri
         legend.draw(area, (beside, top + BAR / 2))?;
         area.present()
     })
+}
+
+/// The names of rows of bars, one line each, and where the bars begin beside them.
+fn beside_bars<'a>(names: impl Iterator<Item = &'a str>) -> (Vec<String>, i32) {
+    let names: Vec<String> = names.map(|name| wrapped(&clean(name)).swap_remove(0)).collect();
+    let letters = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    (names, MARGIN as i32 + 10 + (letters as f64 * LETTER) as i32)
 }
 
 fn three_digits(value: f64) -> String {
@@ -758,9 +763,14 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
+/// The least and the largest of positive values.
+pub(crate) fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, 0.0), |(low, high), value| (f64::min(low, value), f64::max(high, value)))
+}
+
 /// Whether values span so much that only a log axis shows all of them.
 pub(crate) fn needs_log(values: impl Iterator<Item = f64> + Clone) -> bool {
-    let (low, high) = values.clone().fold((f64::INFINITY, 0.0), |(low, high), v| (f64::min(low, v), f64::max(high, v)));
+    let (low, high) = span(values.clone());
     values.clone().all(|value| value.is_finite() && value > 0.0) && high / low >= 50.0
 }
 

@@ -51,12 +51,22 @@ pub struct Desired {
     pub file: File,
 }
 
-impl Desired {
-    /// Reads a configuration with its conf.d, and plans it for `hosts`, or for as many as it says.
+/// A configuration with its conf.d, read and not yet planned.
+#[derive(Debug)]
+pub struct Source {
+    /// What it says.
+    pub file: File,
+    path: PathBuf,
+    /// Whose its files and their folders are.
+    owners: Vec<(PathBuf, u32)>,
+}
+
+impl Source {
+    /// Reads it.
     ///
     /// # Errors
-    /// If it cannot be read, others may write it, it is wrong, or has no plan.
-    pub fn read(path: &Path, hosts: Option<u32>) -> Result<Arc<Self>, Refused> {
+    /// If it cannot be read, others may write it, or its text is wrong.
+    pub fn read(path: &Path) -> Result<Self, Refused> {
         let mut owners = Vec::new();
         for file in File::paths(path)? {
             owners.push(owner(&file)?);
@@ -64,8 +74,16 @@ impl Desired {
                 owners.push(owner(folder)?);
             }
         }
-        let desired =
-            Self::of(File::read(path)?, hosts).map_err(|message| Refused::Wrong { path: path.to_owned(), message })?;
+        Ok(Self { file: File::read(path)?, path: path.to_owned(), owners })
+    }
+
+    /// Plans it for `hosts`, or for as many as it says.
+    ///
+    /// # Errors
+    /// If there is no plan, or it grants levels and is not root's.
+    pub fn plan(self, hosts: Option<u32>) -> Result<Arc<Desired>, Refused> {
+        let Self { file, path, owners } = self;
+        let desired = Desired::of(file, hosts).map_err(|message| Refused::Wrong { path, message })?;
         let grants = desired.rules.iter().len() > 0
             || desired.plan.network.levels.iter().any(|level| level.claims == Claims::GrantOnly);
         match owners.into_iter().find(|(_, uid)| grants && *uid != 0) {
@@ -73,7 +91,9 @@ impl Desired {
             None => Ok(Arc::new(desired)),
         }
     }
+}
 
+impl Desired {
     /// What a configuration wants that has been read, with `hosts` in the place of the number that it says.
     ///
     /// # Errors

@@ -12,8 +12,8 @@ use super::{
     machine::{Command, Outcome, Seen, Wanted},
 };
 use crate::{
+    config::QueueChoice,
     dataplane::{self, Error, Loaded, Request, Standing, netlink},
-    qdisc::Queue,
     tag::{
         assign::{AssignError, Assignment, Host},
         cgroup::Hierarchy,
@@ -46,17 +46,22 @@ pub fn execute(command: &Command) -> Outcome {
     }
 }
 
+/// What the configuration wants loaded on one interface.
+fn request<'a>(desired: &'a Desired, interface: &'a String, queue: QueueChoice) -> Request<'a> {
+    let host = &desired.file.host;
+    Request {
+        interfaces: std::slice::from_ref(interface),
+        plan: &desired.plan,
+        pcp: host.pcp,
+        hook: dataplane::Hook::Auto,
+        queue,
+        host_rate: host.rate,
+    }
+}
+
 impl Wanted {
     fn request(&self) -> Request<'_> {
-        let host = &self.desired.file.host;
-        Request {
-            interfaces: std::slice::from_ref(&self.interface),
-            plan: &self.desired.plan,
-            pcp: host.pcp,
-            hook: dataplane::Hook::Auto,
-            queue: self.queue,
-            host_rate: host.rate,
-        }
+        request(&self.desired, &self.interface, self.queue)
     }
 }
 
@@ -83,10 +88,7 @@ fn see(wanted: &Wanted) -> Seen {
 fn describe(loaded: &Loaded) -> String {
     let Loaded { hook, replaced, queue, .. } = loaded;
     let what = if *replaced { "replaced the plan" } else { "loaded" };
-    match queue.queue {
-        Queue::Keep => format!("{what} ({hook}); over a limit, packets are dropped: {}", queue.why),
-        _ => format!("{what} ({hook}); over a limit, packets wait in {}: {}", queue.queue.name(), queue.why),
-    }
+    format!("{what} ({hook}); {}", queue.over_a_limit())
 }
 
 /// What a load of this configuration would refuse on the interfaces that are there now: the first thing.
@@ -95,15 +97,7 @@ fn describe(loaded: &Loaded) -> String {
 /// That.
 pub fn rehearse(desired: &Desired) -> Result<(), String> {
     for interface in &desired.file.host.interfaces {
-        let host = &desired.file.host;
-        let request = Request {
-            interfaces: std::slice::from_ref(interface),
-            plan: &desired.plan,
-            pcp: host.pcp,
-            hook: dataplane::Hook::Auto,
-            queue: host.queue,
-            host_rate: host.rate,
-        };
+        let request = request(desired, interface, desired.file.host.queue);
         let there = match dataplane::find_interfaces(request.interfaces) {
             // It may come later.
             Err(Error::NoInterface(_)) => continue,

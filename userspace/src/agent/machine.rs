@@ -171,6 +171,14 @@ pub struct State {
     pub interfaces: BTreeMap<String, Option<String>>,
 }
 
+impl State {
+    /// What is not as it should be, each with its interface.
+    pub fn problems(&self) -> Vec<String> {
+        let each = self.interfaces.iter();
+        each.filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?))).collect()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Managed {
     wanted: bool,

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     control::{Asked, Control, Request, refusal},
-    desired::Desired,
+    desired::{Desired, Source},
     events::Events,
     host, log,
     machine::{self, Command, Input, Machine, Outcome, State, Time},
@@ -35,7 +35,7 @@ use super::{
     snapshot::{self, Reload, Reloads, Snapshot},
 };
 use crate::{
-    config, dataplane,
+    dataplane,
     tag::{self, Selector, Session},
 };
 
@@ -150,6 +150,8 @@ struct Read {
     members: Option<members::Config>,
     /// It is refused for want of a number of hosts, which is still to be counted.
     uncounted: bool,
+    /// The number of hosts that limits are planned for already, if another list of members is to be counted.
+    in_force: Option<u32>,
     answer: Option<oneshot::Sender<Value>>,
 }
 
@@ -368,11 +370,7 @@ impl<'a> Agent<'a> {
 
     /// Lets metrics know.
     fn tell(&self, state: &State) {
-        let wrong: Vec<String> = state
-            .interfaces
-            .iter()
-            .filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?)))
-            .collect();
+        let wrong = state.problems();
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         shown.generation = state.generation;
         shown.ready = match (state.ready, state.drained, wrong.is_empty()) {
@@ -412,7 +410,7 @@ impl<'a> Agent<'a> {
     }
 
     /// Counts members where the configuration says, from now on.
-    fn count_by(&mut self, config: Option<members::Config>) {
+    fn count_by(&mut self, config: Option<members::Config>, in_force: Option<u32>) {
         if self.counting.as_ref().map(|counting| &counting.config) == config.as_ref() {
             return;
         }
@@ -420,7 +418,7 @@ impl<'a> Agent<'a> {
         self.put_in(Input::Members(None));
         if let Some(config) = config {
             let (sender, found) = watch::channel(config.unknown());
-            let task = tokio::spawn(members::watch(config.clone(), host::hosts_in_force(), sender)).abort_handle();
+            let task = tokio::spawn(members::watch(config.clone(), in_force, sender)).abort_handle();
             self.counting = Some(Counting { config, found, task, failure: None });
         }
     }
@@ -447,14 +445,14 @@ impl<'a> Agent<'a> {
 
     /// Takes a configuration that was read, or goes on with the one before.
     fn take_over(&mut self, read: Read) {
-        let Read { desired, members, uncounted, answer } = read;
+        let Read { desired, members, uncounted, in_force, answer } = read;
         if self.state.ready {
             // The end of RELOADING.
             self.supervisor.say("READY=1");
         }
         let first = self.machine.desired().is_none();
         if desired.is_ok() || first {
-            self.count_by(members);
+            self.count_by(members, in_force);
         }
         match desired {
             Ok(new) => {
@@ -500,14 +498,19 @@ impl<'a> Agent<'a> {
         let (finished, path) = (self.finished.0.clone(), self.options.config.clone());
         let known = self.counting.as_ref().map(|counting| (counting.config.clone(), counting.found.borrow().hosts));
         let _ = self.worker.send(Box::new(move || {
-            let file = config::File::read(&path).ok();
-            let members = file.as_ref().and_then(|file| file.members().cloned());
+            let source = Source::read(&path);
+            let file = source.as_ref().ok().map(|source| &source.file);
+            let members = file.and_then(|file| file.members().cloned());
             // A number of another list says nothing.
-            let hosts = known.and_then(|(config, hosts)| hosts.filter(|_| Some(&config) == members.as_ref()));
+            let (is_known, hosts) = match known {
+                Some((config, hosts)) if Some(&config) == members.as_ref() => (true, hosts),
+                _ => (false, None),
+            };
             let uncounted = members.is_some() && hosts.is_none() && file.is_some_and(|file| file.hosts().is_none());
-            let desired = Desired::read(&path, hosts).map_err(|error| error.to_string());
+            let in_force = members.as_ref().filter(|_| !is_known).and_then(|_| host::hosts_in_force());
+            let desired = source.and_then(|source| source.plan(hosts)).map_err(|error| error.to_string());
             let desired = desired.and_then(|desired| host::rehearse(&desired).map(|()| desired));
-            let _ = finished.send(Finished::Config(Box::new(Read { desired, members, uncounted, answer })));
+            let _ = finished.send(Finished::Config(Box::new(Read { desired, members, uncounted, in_force, answer })));
         }));
     }
 
@@ -569,12 +572,7 @@ impl<'a> Agent<'a> {
     /// Of an agent that runs once.
     fn verdict(&self) -> Result<(), Failed> {
         let state = self.machine.state();
-        let problems: Vec<String> = state
-            .interfaces
-            .iter()
-            .filter_map(|(name, problem)| Some(format!("{name}: {}", problem.as_ref()?)))
-            .chain(state.refused)
-            .collect();
+        let problems: Vec<String> = state.problems().into_iter().chain(state.refused).collect();
         if problems.is_empty() { Ok(()) } else { Err(Failed::NotInForce(problems.join("\nqjump: "))) }
     }
 }

@@ -3,9 +3,8 @@
 use super::{Failure, confirm, plan::NetworkArgs, print};
 use crate::{
     config::QueueChoice,
-    dataplane::{self, Chosen, Error, Hook, Loaded, Request, loses_late_timers},
+    dataplane::{self, Error, Hook, Loaded, Request, loses_late_timers},
     plan::Plan,
-    qdisc::Queue,
     units::{Nanos, Rate, UnitError},
 };
 use clap::Args;
@@ -152,12 +151,8 @@ fn report(plan: &Plan, loaded: &[Loaded]) -> String {
         let what = if one.replaced { "replaced the plan and the program" } else { "loaded" };
         let stale = if one.removed_stale { ", after removing what an earlier load had left behind" } else { "" };
         say(format!("{what} ({}){stale}", one.hook));
-        let Chosen { queue, why, .. } = &one.queue;
-        match queue {
-            Queue::Keep => say(format!("over a limit, packets are dropped: {why}")),
-            _ => say(format!("over a limit, packets wait in {}: {why}", queue.name())),
-        }
-        if let Some(level) = loses_late_timers(plan, *queue) {
+        say(one.queue.over_a_limit());
+        if let Some(level) = loses_late_timers(plan, one.queue.queue) {
             say(format!(
                 "level {level}: timers are late, and what that costs a packet that waits in htb is lost; a tolerance buys it \
                  back: --tolerance 200us"

@@ -46,6 +46,16 @@ pub struct Chosen {
     pub falls_short: bool,
 }
 
+impl Chosen {
+    /// What becomes of packets over a limit, and why.
+    pub fn over_a_limit(&self) -> String {
+        match self.queue {
+            Queue::Keep => format!("over a limit, packets are dropped: {}", self.why),
+            queue => format!("over a limit, packets wait in {}: {}", queue.name(), self.why),
+        }
+    }
+}
+
 /// Why an interface's queue is what it is. The numbers are kept beside the plan, for `status`; they are never renumbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]

@@ -243,7 +243,7 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
             _ => {}
         }
     }
-    if let Some(link) = live_link(&pins) {
+    if let Some((link, _)) = live_link(&pins) {
         sys::detach_link(link.as_fd()).map_err(Error::io(interface, "detaching its program"))?;
     }
     // By the index that it was loaded with: the name may have changed since.
@@ -268,11 +268,7 @@ pub fn unload(interface: &str, force: bool) -> Result<(), Error> {
 /// # Errors
 /// If there is no such interface, or its pins are not readable or not ours, or the request cannot be loaded there.
 pub fn has(interface: &str, request: &Request<'_>) -> Result<Option<bool>, Error> {
-    check_name(interface)?;
-    let device = netlink::interface(interface)
-        .map_err(Error::io(interface, "looking it up"))?
-        .ok_or_else(|| Error::NoInterface(interface.to_owned()))?;
-    Ok(match standing(&device, request)? {
+    Ok(match standing(&find_interface(interface)?, request)? {
         Standing::Nothing(_) | Standing::Stale(_) => None,
         Standing::Same => Some(true),
         Standing::Other { .. } | Standing::Displaced(_) => Some(false),
@@ -379,8 +375,7 @@ fn permitted(config: &Config, level: Level) -> f64 {
 
 /// The device that the pinned tcx link is on, if it is on one.
 fn linked_device(pins: &Pins) -> Option<u32> {
-    let fd = sys::open_pin(&pins.link()).ok()?;
-    sys::tcx_link(fd.as_fd()).ok().map(|link| link.ifindex).filter(|&index| index != 0)
+    live_link(pins).map(|(_, index)| index)
 }
 
 /// Puts back the queue and the GSO limit that a load found.
@@ -394,6 +389,11 @@ pub(super) fn put_queue_back(index: u32, plan: &PlanRecord) -> Result<(), Error>
         qdisc::restore(index, &before_load(plan))?;
     }
     Ok(())
+}
+
+/// What two plans have in common whose queues need not be made anew.
+pub(super) const fn queue_form(plan: &PlanRecord) -> (u32, bool) {
+    (plan.queue, plan.host_rate_bps > 0)
 }
 
 /// The queue that the first load found.
@@ -429,11 +429,16 @@ pub fn find_interfaces(names: &[String]) -> Result<Vec<Interface>, Error> {
         if !seen.insert(name) {
             return Err(Error::InterfaceTwice(name.clone()));
         }
-        check_name(name)?;
-        let interface = netlink::interface(name).map_err(Error::io(name, "looking it up"))?;
-        interfaces.push(interface.ok_or_else(|| Error::NoInterface(name.clone()))?);
+        interfaces.push(find_interface(name)?);
     }
     Ok(interfaces)
+}
+
+/// Looks one up, as [`find_interfaces`].
+pub(super) fn find_interface(name: &str) -> Result<Interface, Error> {
+    check_name(name)?;
+    let interface = netlink::interface(name).map_err(Error::io(name, "looking it up"))?;
+    interface.ok_or_else(|| Error::NoInterface(name.to_owned()))
 }
 
 /// Whether an interface can carry what the plan allows.
@@ -767,11 +772,11 @@ fn find(interface: &Interface, pins: &Pins) -> Result<Found, Error> {
     }
 }
 
-/// The pinned tcx link, if it is still on a device, whatever its namespace.
-fn live_link(pins: &Pins) -> Option<OwnedFd> {
+/// The pinned tcx link, if it is still on a device, and that one, whatever its namespace.
+fn live_link(pins: &Pins) -> Option<(OwnedFd, u32)> {
     let fd = sys::open_pin(&pins.link()).ok()?;
-    let link = sys::tcx_link(fd.as_fd()).ok()?;
-    (link.ifindex != 0).then_some(fd)
+    let index = sys::tcx_link(fd.as_fd()).ok()?.ifindex;
+    (index != 0).then_some((fd, index))
 }
 
 /// The name under which another set of pins already manages this very device.
@@ -873,8 +878,7 @@ fn commit(prepared: Prepared, undo: &mut Undo) -> Result<Loaded, Error> {
                 (Some(object), _) => attach_clsact(object, &interface, true)?,
             }
             let changing = Error::io(&name, "changing its configuration");
-            let form = |plan: &PlanRecord| (plan.queue, plan.host_rate_bps > 0);
-            if form(&old.plan) != form(&config.plan) {
+            if queue_form(&old.plan) != queue_form(&config.plan) {
                 // While there is another queue, or none, what is over a limit must not be let go.
                 let mut unpaced = enforce::unpaced(&config);
                 unpaced.plan.gso_before = noted.gso_before;

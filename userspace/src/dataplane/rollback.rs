@@ -7,10 +7,9 @@ use qjump_ebpf::{
 
 use super::{
     Error, enforce,
-    load::{before_load, put_queue_back, require_capabilities, unload},
+    load::{before_load, find_interface, put_queue_back, queue_form, require_capabilities, unload},
     maps::Maps,
-    netlink::{self, Interface},
-    pins::{Lock, Pins, check_name, has_bpffs},
+    pins::{Lock, Pins, has_bpffs},
 };
 use crate::qdisc;
 
@@ -32,19 +31,13 @@ pub struct Loaded {
     pub gso_max_segs: u32,
 }
 
-fn find(interface: &str) -> Result<Interface, Error> {
-    check_name(interface)?;
-    let found = netlink::interface(interface).map_err(Error::io(interface, "looking it up"))?;
-    found.ok_or_else(|| Error::NoInterface(interface.to_owned()))
-}
-
 impl Before {
     /// What the interface has now.
     ///
     /// # Errors
     /// If there is no such interface, or its pins are not readable or not ours.
     pub fn of(interface: &str) -> Result<Self, Error> {
-        let device = find(interface)?;
+        let device = find_interface(interface)?;
         let pins = Pins::of(interface);
         // Without a file system for pins there is none.
         let config = if has_bpffs()? && pins.find()? { Some(Maps::open(interface, &pins)?.in_force()) } else { None };
@@ -76,7 +69,7 @@ impl Before {
 impl Loaded {
     fn restore(&self, interface: &str) -> Result<(), Error> {
         require_capabilities("going back")?;
-        let index = find(interface)?.index;
+        let index = find_interface(interface)?.index;
         let _lock = Lock::take()?;
         let mut maps = Maps::open(interface, &Pins::of(interface))?;
         let now = maps.in_force().plan;
@@ -85,8 +78,7 @@ impl Loaded {
         }
         let changing = || Error::io(interface, "going back to the plan before");
         let was = &self.config.plan;
-        let form = |plan: &PlanRecord| (plan.queue, plan.host_rate_bps > 0);
-        if form(&now) != form(was) {
+        if queue_form(&now) != queue_form(was) {
             // While there is another queue, or none, what is over a limit must not be let go. The record still says what
             // the interface had before the first load, for whoever has to go on from here.
             let mut unpaced = enforce::unpaced(&self.config);

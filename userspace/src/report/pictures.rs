@@ -155,8 +155,7 @@ pub(super) fn over_time(report: &Report) -> Vec<Picture> {
     let times = intervals().flat_map(|i| [i.p50_ns, i.p99_ns, i.max_ns]).flatten().chain(bounds).filter(|&ns| ns > 0);
     let times: Vec<f64> = times.map(|ns| ns as f64).collect();
     let unit = Unit::of(times.iter().copied());
-    let (low, high) =
-        times.iter().fold((f64::INFINITY, 0.0), |(low, high), &ns| (f64::min(low, ns), f64::max(high, ns)));
+    let (low, high) = chart::span(times.iter().copied());
     let longest = intervals().map(|interval| interval.at_ns).max().unwrap_or(0) as f64 / 1e9;
     let height = if low < high {
         // Whole decades: what is above one another then has the same labels.

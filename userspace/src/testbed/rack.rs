@@ -351,7 +351,7 @@ impl Rack {
         self.hosts[host].batch("tc", &Self::single(&self.interface(host), &port, Queueing::Fifo))
     }
 
-    /// Undoes [`Self::shape`].
+    /// Undoes [`Self::shape`], and takes a network card off.
     ///
     /// # Errors
     /// If nothing was there.
@@ -376,7 +376,7 @@ impl Rack {
         let interface = self.interface(host);
         let card = self.spec.host.filter(|_| queue != QueueChoice::Keep);
         if card.is_some() {
-            self.hosts[host].batch("tc", &format!("qdisc del dev {interface} root\n"))?;
+            self.unshape(host)?;
         }
         let loaded = self.hosts[host].enter(|| {
             let request = dataplane::Request {
@@ -403,7 +403,7 @@ impl Rack {
             let interface = self.interface(host);
             self.hosts[host].enter(|| Ok(dataplane::unload(&interface, false)?))?;
             if self.spec.host.is_some() {
-                let _ = self.hosts[host].batch("tc", &format!("qdisc del dev {} root\n", self.interface(host)));
+                let _ = self.unshape(host);
                 self.put_card(host)?;
             }
         }

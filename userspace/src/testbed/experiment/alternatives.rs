@@ -96,6 +96,8 @@ fn plan(setup: &Setup, [clock, cache]: [Demand; 2]) -> Result<Plan> {
 struct Work {
     time: Duration,
     interval: Nanos,
+    /// How hosts that send bulk are shaped, if they are.
+    shaped: Option<Port>,
 }
 
 impl Work {
@@ -117,6 +119,7 @@ impl Work {
     }
 
     fn measure(&self, lab: &Lab<'_>, apps: Apps) -> Result<Run> {
+        let _shaped = self.shaped.map(|port| Shaped::new(lab, port)).transpose()?;
         let load = if apps.bulk { bulk() } else { Load::Idle };
         let ((probes, cache), figures) = load.beside(lab, || {
             std::thread::scope(|scope| {
@@ -154,17 +157,19 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
     let work = Work {
         time: setup.pick(Duration::from_secs(5), Duration::from_secs(16)),
         interval: Nanos::from_ns((epoch_ns * 1.05) as u64),
+        shaped: None,
     };
     let setting = json!({
         "probes": {"from": format!("h{}", PROBER + 1), "to": format!("h{}", SERVER + 1), "interval_ns": work.interval.ns()},
         "memcached": work.cache().to_json(),
         "load": bulk().to_json(),
     });
-    let case = |name: &str, about: String, apps: Apps| {
-        let work = work.clone();
+    let shaped_case = |name: &str, about: String, apps: Apps, shaped: Option<Port>| {
+        let work = Work { shaped, ..work.clone() };
         let case = Case::new(name, about, move |lab: &Lab<'_>| work.measure(lab, apps));
         case.tcp("cubic", false).setting(setting.clone()).allow(BESIDE_A_QUEUE)
     };
+    let case = |name: &str, about: String, apps: Apps| shaped_case(name, about, apps, None);
     let none = Apps { probes: false, cache: false, bulk: false };
     let mut cases = vec![
         case(ALONE[0], "probes, and nothing else on the network".into(), Apps { probes: true, ..none }).allow(MACHINE),
@@ -177,7 +182,6 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
         let marking = Queueing::Marking(frames * ETHERNET_MTU);
         cases.push(case(&format!("ecn {frames}"), about, ALL).queueing(marking).tcp("cubic", true).optional());
     }
-    let shaped = work.clone();
     let share = Rate::from_bps((setup.rack.leaf.rate.bps() as f64 * SHAPED / 2.0) as u64);
     let port = Port { rate: share, ..setup.rack.leaf };
     cases.extend([
@@ -186,13 +190,7 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
             .tcp("dctcp", true)
             .optional(),
         case("fq_codel", "a queue for each flow in the switch".into(), ALL).queueing(Queueing::FairFlows).optional(),
-        Case::new("htb", format!("hosts that send bulk are shaped to {share} each"), move |lab: &Lab<'_>| {
-            let _shaped = Shaped::new(lab, port)?;
-            shaped.measure(lab, ALL)
-        })
-        .tcp("cubic", false)
-        .setting(setting.clone())
-        .allow(BESIDE_A_QUEUE),
+        shaped_case("htb", format!("hosts that send bulk are shaped to {share} each"), ALL, Some(port)),
         case("priorities", "levels 7 and 5 first in the switch, no limits".into(), ALL)
             .strict()
             .plan(marked, QueueChoice::Keep)
