@@ -18,7 +18,7 @@ use super::{endpoint::Transport, recorder::PeerCounts, wire::Left};
 use crate::socket::Level;
 
 /// Raised with every change of a message, of this conversation or of [`super::wire`].
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Where servers listen unless told otherwise, TCP and UDP.
 pub const PORT: u16 = 7700;
 /// A message that has not come after so long does not come.

@@ -52,10 +52,19 @@ pub struct Endpoint {
     /// What goes out, and how much of it the kernel has not taken yet.
     output: Vec<u8>,
     pending: usize,
+    /// Whether stamps are asked for with it.
+    stamped: bool,
     clean: Vec<u8>,
-    /// Datagrams, or bytes, given to the kernel: what its stamps are numbered by.
+    /// Messages given to the kernel.
     given: u64,
+    /// What the kernel's stamps are numbered by: bytes, or datagrams that it was to stamp; and the numbers of the latest of
+    /// those among all messages.
+    counted: u64,
+    stamps_of: Box<[u64]>,
 }
+
+/// Datagrams that may wait for their stamps at once: more than a socket's buffer holds stamps.
+const STAMPS: usize = 1 << 13;
 
 /// What came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +93,7 @@ pub enum Sent {
 }
 
 impl Endpoint {
-    /// Messages of `length` bytes on a connected socket, whose packets the kernel is asked to stamp. For TCP, nothing
+    /// Messages of `length` bytes on a connected socket, whose packets the kernel can be asked to stamp. For TCP, nothing
     /// may be on its way.
     pub fn udp(socket: UdpSocket, length: usize) -> io::Result<Self> {
         stamping::report_drops(socket.as_fd(), socket.local_addr()?.is_ipv6())?;
@@ -110,8 +119,11 @@ impl Endpoint {
             filled: 0,
             output: wire::buffer(length),
             pending: 0,
+            stamped: false,
             clean: wire::buffer(length),
             given: 0,
+            counted: 0,
+            stamps_of: vec![0; STAMPS].into(),
         })
     }
 
@@ -160,6 +172,7 @@ impl Endpoint {
 
     /// Prepares a message, so that [`Self::send`] has only to give it to the kernel.
     pub fn prepare(&mut self, message: &Message) {
+        self.stamped = message.stamped;
         message.write(&mut self.output);
     }
 
@@ -178,22 +191,19 @@ impl Endpoint {
     pub fn flush(&mut self) -> io::Result<Sent> {
         while self.pending > 0 {
             let rest = &self.output[self.length - self.pending..];
-            match send(self.socket.as_fd(), rest) {
-                Ok(count) => {
-                    self.pending -= count;
-                    self.given += if self.transport == Transport::Tcp { count as u64 } else { 1 };
-                }
+            match stamping::send(self.socket.as_fd(), rest, self.stamped) {
+                Ok(count) => self.took(count),
                 Err(error) => {
                     let (dropped, full) = (is_drop(&error), error.kind() == io::ErrorKind::WouldBlock);
                     if full {
                         return Ok(Sent::Full);
                     }
-                    self.pending = 0;
                     if dropped && self.transport == Transport::Udp {
                         // It had its number.
-                        self.given += 1;
+                        self.took(self.pending);
                         return Ok(Sent::Dropped);
                     }
+                    self.pending = 0;
                     return closed(error).map(|()| Sent::Closed);
                 }
             }
@@ -201,17 +211,31 @@ impl Endpoint {
         Ok(Sent::Given)
     }
 
+    /// The kernel took so many bytes.
+    fn took(&mut self, count: usize) {
+        self.pending -= count;
+        if self.transport == Transport::Tcp {
+            self.counted += count as u64;
+        } else if self.stamped {
+            self.stamps_of[self.counted as usize % STAMPS] = self.given;
+            self.counted += 1;
+        }
+        self.given += u64::from(self.pending == 0);
+    }
+
     /// Fetches the stamps of what has left: the number of the message, from 0, and the stamp. A message that the kernel
     /// had no room for has no number.
     pub fn left(&mut self, mut take: impl FnMut(u64, Left)) -> io::Result<usize> {
-        let (given, length) = (self.given, self.length as u64);
+        let (counted, length) = (self.counted, self.length as u64);
         let tcp = self.transport == Transport::Tcp;
         stamping::left(self.socket.as_fd(), |left| {
-            // The kernel's 32 bits, continued: it is one of the last that were given.
-            let last = given.saturating_sub(1);
+            // The kernel's 32 bits, continued: it is one of the last that were counted.
+            let last = counted.saturating_sub(1);
             let id = last - u64::from((last as u32).wrapping_sub(left.id)).min(last);
             if !tcp {
-                take(id, left);
+                if last - id < STAMPS as u64 {
+                    take(self.stamps_of[id as usize % STAMPS], left);
+                }
             } else if (id + 1).is_multiple_of(length) {
                 take((id + 1) / length - 1, left);
             }
@@ -233,13 +257,6 @@ pub(super) fn set_mark(socket: &impl AsFd, level: Level) -> io::Result<()> {
     let v4 = setsockopt(socket, sockopt::Ipv4Tos, &byte);
     let v6 = setsockopt(socket, sockopt::Ipv6TClass, &byte);
     Ok(v4.or(v6)?)
-}
-
-fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the buffer is valid for its length during the call.
-    let count = unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags) };
-    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
 }
 
 /// A queue, a limiter or a filter of this host dropped a datagram, and the kernel says so.

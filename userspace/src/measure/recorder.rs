@@ -60,6 +60,7 @@ struct Slot {
     sent: Moment,
     late_ns: u64,
     warm_up: bool,
+    stamped: bool,
     sched_ns: Option<u64>,
     snd: Stamp,
     answer: Option<Answer>,
@@ -123,6 +124,9 @@ pub struct Settings {
     pub start_ns: u64,
 }
 
+/// Probes a second that the kernels are asked to stamp.
+pub const MOST_STAMPED: u64 = 10_000;
+
 /// The largest [`Settings::outstanding`].
 pub const MOST_OUTSTANDING: usize = 1 << 18;
 
@@ -139,6 +143,7 @@ pub struct Recorder {
     late_answers: u64,
     dropped_here: u64,
     clock_steps: u64,
+    unstamped: u64,
     response: Latencies,
     service: Latencies,
     lateness: Latencies,
@@ -180,6 +185,7 @@ impl Recorder {
             late_answers: 0,
             dropped_here: 0,
             clock_steps: 0,
+            unstamped: 0,
             response: Latencies::new(settings.bounds.round_trip_ns()),
             service: Latencies::new(None),
             lateness: Latencies::new(None),
@@ -199,18 +205,20 @@ impl Recorder {
         (self.oldest..self.next).contains(&number).then(|| &mut self.ring[index])
     }
 
-    /// The next probe goes out: it was due at `due_ns`, and `late_ns` of what it is late is the sender's own fault.
-    pub fn sent(&mut self, due_ns: u64, late_ns: u64, at: Moment, warm_up: bool) {
+    /// The next probe goes out: it was due at `due_ns`, and `late_ns` of what it is late is the sender's own fault. Only one
+    /// that is to be `stamped` counts for the segments.
+    pub fn sent(&mut self, due_ns: u64, late_ns: u64, at: Moment, warm_up: bool, stamped: bool) {
         if self.next - self.oldest == self.ring.len() as u64 {
             self.settle_oldest();
         }
         let number = self.next;
         self.next += 1;
         self.waiting += 1;
-        let slot = Slot { due_ns, sent: at, late_ns, warm_up, ..Slot::default() };
+        let slot = Slot { due_ns, sent: at, late_ns, warm_up, stamped, ..Slot::default() };
         *self.slot(number).expect("there is room") = slot;
         if !warm_up {
             self.counts.sent += 1;
+            self.unstamped += u64::from(!stamped);
             self.lateness.record(late_ns);
         }
     }
@@ -329,7 +337,7 @@ impl Recorder {
             return;
         };
         let times = if answer.steady { segments(&slot, &answer, self.settings.clocks) } else { [None; SEGMENT_COUNT] };
-        for ((latencies, missing), time) in self.segments.iter_mut().zip(times) {
+        for ((latencies, missing), time) in self.segments.iter_mut().zip(times).filter(|_| slot.stamped) {
             match time {
                 Some(time) => latencies.record(time),
                 None => *missing += 1,
@@ -461,6 +469,14 @@ impl Recorder {
             "probes met a step of this host's clock; they are no part of the segments and the one-way times",
         );
         note(peer.map_or(0, |peer| peer.refused), "answers were refused by the other side's kernel");
+        if self.unstamped > 0 {
+            notes.push(format!(
+                "{name}: the segments are those of {} of {} probes: the stamps of more than {MOST_STAMPED} a second \
+                 would take much of the time that is measured",
+                self.counts.sent - self.unstamped,
+                self.counts.sent
+            ));
+        }
         if !self.settings.stamped {
             notes.push(format!(
                 "{name}: messages of less than {} bytes do not carry the other side's times",
@@ -547,7 +563,7 @@ mod tests {
     /// A probe that was due at `due`, sent 500 ns late, and took 20 us and 1 us over there.
     fn round_trip(recorder: &mut Recorder, due: u64, offset: u64) {
         let (number, sent) = (recorder.next_number(), due + 500);
-        recorder.sent(due, 500, at(sent), false);
+        recorder.sent(due, 500, at(sent), false, true);
         let stamp = |place, ns| Left { id: 0, place, stamp: software(sent + ns) };
         recorder.left(number, &stamp(Place::Sched, 1_000));
         recorder.left(number, &stamp(Place::Snd, 2_500));
@@ -625,7 +641,7 @@ mod tests {
         for step in [-3_600_000_000_000_i64, 30_000, 0] {
             let number = recorder.next_number();
             let sent = number * MS;
-            recorder.sent(sent, 0, at(sent), false);
+            recorder.sent(sent, 0, at(sent), false, true);
             let mut answered = at(sent + 50_000);
             answered.real_ns = answered.real_ns.wrapping_add_signed(step);
             let times = peer(sent + 20_000, sent + 21_000, 0);
@@ -650,7 +666,7 @@ mod tests {
     fn counts_each_probe_once_whatever_comes() {
         let mut recorder = recorder(Clocks::Unknown);
         for number in 0..6 {
-            recorder.sent(number * MS, 0, at(number * MS), number == 0);
+            recorder.sent(number * MS, 0, at(number * MS), number == 0, true);
         }
         let mut answer = |number, ms: u64| recorder.answered(number, Stamp::default(), at(ms * MS), None);
         assert_eq!(answer(0, 6), Outcome::Answered(6 * MS));
@@ -690,7 +706,7 @@ mod tests {
     fn a_probe_that_died_before_the_wire_is_told_from_others() {
         let mut recorder = recorder(Clocks::Unknown);
         for number in 0..3 {
-            recorder.sent(0, 0, at(0), false);
+            recorder.sent(0, 0, at(0), false, true);
             let stamp = |place| Left { id: 0, place, stamp: software(1_000) };
             recorder.left(number, &stamp(Place::Sched));
             if number == 1 {

@@ -121,9 +121,11 @@ impl Responder {
         }
         let number = self.answers;
         self.answers += 1;
-        let leaving = Leaving { number, sequence: message.sequence, sending_ns, sched_ns: None };
-        self.leaving[number as usize % UNTOLD] = leaving;
-        self.unfetched += 1;
+        if message.stamped {
+            let leaving = Leaving { number, sequence: message.sequence, sending_ns, sched_ns: None };
+            self.leaving[number as usize % UNTOLD] = leaving;
+            self.unfetched += 1;
+        }
         Ok(())
     }
 

@@ -347,7 +347,14 @@ fn greet(target: SocketAddr, request: &TrainRequest, level: Level) -> Result<Udp
     socket.set_read_timeout(Some(GREETING)).map_err(failed("preparing a UDP socket"))?;
     let (clean, mut hello) = (wire::buffer(request.payload), wire::buffer(request.payload));
     // Its number is none of a probe's.
-    let message = Message { token: request.token, sequence: u32::MAX, kind: Kind::Hello, warm_up: true, times: None };
+    let message = Message {
+        token: request.token,
+        sequence: u32::MAX,
+        kind: Kind::Hello,
+        warm_up: true,
+        stamped: false,
+        times: None,
+    };
     message.write(&mut hello);
     let mut answer = wire::buffer(request.payload);
     let patience = Instant::now() + PATIENCE;

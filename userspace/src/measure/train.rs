@@ -19,7 +19,7 @@ use super::{
     control::TrainReport,
     endpoint::{Endpoint, Received, Sent, sleep},
     give_up_real_time, pin_and_prioritise,
-    recorder::{Bounds, Clocks, MOST_OUTSTANDING, Recorder, Settings},
+    recorder::{Bounds, Clocks, MOST_OUTSTANDING, MOST_STAMPED, Recorder, Settings},
     responder::{Responder, respond},
     result::{Interval, Stream},
     schedule::{Arrivals, Schedule},
@@ -286,12 +286,26 @@ struct Flight {
     free_ns: u64,
     /// There is no room.
     full: bool,
-    /// Probes whose stamps have not been fetched.
-    unfetched: u32,
+    /// Probes that were sent since anything else was done.
+    row: u32,
+    /// Whether there are stamps to fetch.
+    unfetched: bool,
+    /// When stamps were last asked for.
+    stamped_ns: u64,
     recorder: Recorder,
 }
 
 impl Flight {
+    /// Whether the kernels are to stamp the next probe. The choice must have nothing to do with how long it will take: one of
+    /// so many on a schedule; by the time where each follows the answer to the one before.
+    fn is_stamped(&self, rate: f64, now_ns: u64) -> bool {
+        if self.arrivals == Arrivals::AfterAnswer {
+            now_ns >= self.stamped_ns + SECOND_NS / MOST_STAMPED
+        } else {
+            self.recorder.next_number().is_multiple_of((rate / MOST_STAMPED as f64).ceil().max(1.0) as u64)
+        }
+    }
+
     /// How many should have been sent until `end_ns`, without the warm-up; `None` if the answers decide.
     fn planned(&self, start_ns: u64, end_ns: u64) -> Option<u64> {
         let rest = self.schedule.clone().map(|at| start_ns + at).take_while(|&due| due < end_ns).count() as u64;
@@ -306,6 +320,8 @@ struct Driver<'a> {
     start_ns: u64,
     counted_ns: u64,
     end_ns: u64,
+    /// Probes a second of all trains.
+    rate: f64,
     /// How long before a probe is due the thread stops sleeping.
     ahead_ns: u64,
     closed: bool,
@@ -344,11 +360,13 @@ impl<'a> Driver<'a> {
                     schedule,
                     free_ns: 0,
                     full: false,
-                    unfetched: 0,
+                    row: 0,
+                    unfetched: false,
+                    stamped_ns: 0,
                     recorder: Recorder::new(settings),
                 }
             });
-        let interval = 1e9 / spec.rate().max(1.0);
+        let rate = spec.rate();
         let counted_ns = start_ns + spec.warm_up_ns;
         Self {
             spec,
@@ -356,8 +374,9 @@ impl<'a> Driver<'a> {
             start_ns,
             counted_ns,
             end_ns: counted_ns + spec.duration_ns,
+            rate,
             // At high rates there would be no time to sleep at all.
-            ahead_ns: SPIN_NS.min(interval as u64 / 4),
+            ahead_ns: SPIN_NS.min((1e9 / rate.max(1.0)) as u64 / 4),
             closed: false,
             vigil: Vigil::new(start_ns),
             priority: None,
@@ -366,7 +385,7 @@ impl<'a> Driver<'a> {
 
     /// Whether the schedules leave the thread less than a tenth of the time.
     fn never_sleeps(&self) -> bool {
-        self.spec.rate() * (self.ahead_ns + WORK_NS) as f64 > 0.9e9
+        self.rate * (self.ahead_ns + WORK_NS) as f64 > 0.9e9
     }
 
     /// Until all is sent and answered, or stopped; when that was.
@@ -393,7 +412,7 @@ impl<'a> Driver<'a> {
                 awake_until = now + self.spec.spin_ns;
             }
             // One that sends what it is late with must not let its own buffers overflow.
-            let crowded = self.flights.iter().any(|flight| flight.unfetched >= CROWD);
+            let crowded = self.flights.iter().any(|flight| flight.row >= CROWD);
             if sent && !crowded {
                 continue;
             }
@@ -438,8 +457,9 @@ impl<'a> Driver<'a> {
             return Ok(true);
         }
         let warm_up = due < self.counted_ns;
+        let stamped = flight.is_stamped(self.rate, now);
         let sequence = flight.recorder.next_number() as u32;
-        let message = Message { token: flight.token, sequence, kind: Kind::Probe, warm_up, times: None };
+        let message = Message { token: flight.token, sequence, kind: Kind::Probe, warm_up, stamped, times: None };
         flight.endpoint.prepare(&message);
         let at = Moment::now();
         let sent = flight.endpoint.send()?;
@@ -450,7 +470,7 @@ impl<'a> Driver<'a> {
         }
         // What the kernel made it wait for is not its own fault.
         let late = at.monotonic_ns.saturating_sub(due.max(flight.free_ns));
-        flight.recorder.sent(due, late, at, warm_up);
+        flight.recorder.sent(due, late, at, warm_up, stamped);
         match sent {
             Sent::Given | Sent::Full => {}
             Sent::Dropped => flight.recorder.refused(),
@@ -459,7 +479,10 @@ impl<'a> Driver<'a> {
                 self.closed |= flight.endpoint.transport() == Transport::Tcp;
             }
         }
-        flight.unfetched += 1;
+        flight.row += 1;
+        if stamped {
+            (flight.unfetched, flight.stamped_ns) = (true, now);
+        }
         flight.due_ns = flight.schedule.next().map(|at| self.start_ns + at);
         Ok(true)
     }
@@ -478,10 +501,12 @@ impl<'a> Driver<'a> {
     }
 
     fn fetch_stamps(&mut self) -> io::Result<()> {
-        for flight in self.flights.iter_mut().filter(|flight| flight.unfetched > 0) {
-            flight.unfetched = 0;
-            let Flight { endpoint, recorder, .. } = flight;
-            endpoint.left(|number, left| recorder.left(number, &left))?;
+        for flight in &mut self.flights {
+            flight.row = 0;
+            if std::mem::take(&mut flight.unfetched) {
+                let Flight { endpoint, recorder, .. } = flight;
+                endpoint.left(|number, left| recorder.left(number, &left))?;
+            }
         }
         Ok(())
     }
@@ -534,7 +559,7 @@ impl<'a> Driver<'a> {
                 flight.free_ns = woken;
             }
             // What woke it may be a stamp or, although nothing is expected, a message.
-            flight.unfetched += 1;
+            flight.unfetched = true;
             if flight.recorder.waiting() == 0 {
                 take_in(flight, &mut self.closed)?;
             }
@@ -691,9 +716,12 @@ mod tests {
                 assert_eq!(stream.worst.len(), 10);
                 let samples: u64 = stream.series.iter().map(|interval| interval.samples).sum();
                 assert_eq!(samples, counts.received);
+                // A closed loop on loopback makes more probes than are stamped.
+                let closed = stream.level == Some(3);
                 for segment in &stream.segments {
                     let whole = segment.times.samples + segment.missing;
-                    assert_eq!(whole, counts.received, "{}", segment.name);
+                    assert!(whole == counts.received || closed && whole <= 3_001, "{}: {whole}", segment.name);
+                    assert!(whole > 200, "{}: {whole}", segment.name);
                     assert!(segment.missing * 10 < whole, "{}: {} missing of {whole}", segment.name, segment.missing);
                 }
             }

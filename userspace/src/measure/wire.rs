@@ -8,7 +8,7 @@
 //! | 4 | 4 | sequence number |
 //! | 8 | 4 | checksum of all other bytes before the pattern |
 //! | 12 | 1 | kind |
-//! | 13 | 1 | 1: belongs to the warm-up |
+//! | 13 | 1 | 1: belongs to the warm-up; 2: the kernels stamp it and its answer where they leave |
 //! | 14 | 2 | length of the message |
 //!
 //! An answer of at least [`STAMPED`] bytes goes on with the other side's times: its kernel's reception, its
@@ -25,6 +25,10 @@ pub const STAMPED: usize = 56;
 pub const LONGEST: usize = 65_507;
 
 const NOT_KNOWN: u32 = u32::MAX;
+
+/// Bits of byte 13.
+const WARM_UP: u8 = 1;
+const WITH_STAMPS: u8 = 2;
 
 /// What a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub struct Message {
     pub kind: Kind,
     /// Whether it is left out of the counts.
     pub warm_up: bool,
+    /// Whether the kernel is asked when it leaves, and when its answer does.
+    pub stamped: bool,
     /// In answers of at least [`STAMPED`] bytes.
     pub times: Option<Times>,
 }
@@ -131,7 +137,7 @@ impl Message {
         put(buffer, 0, self.token.to_be_bytes());
         put(buffer, 4, self.sequence.to_be_bytes());
         put(buffer, 8, [0; 4]);
-        put(buffer, 12, [self.kind as u8, self.warm_up.into()]);
+        put(buffer, 12, [self.kind as u8, u8::from(self.warm_up) * WARM_UP | u8::from(self.stamped) * WITH_STAMPS]);
         put(buffer, 14, (length as u16).to_be_bytes());
         let head = head(self.kind, length);
         if head == STAMPED {
@@ -174,7 +180,9 @@ impl Message {
                 left: Some(left).filter(|left| left.sequence != sequence),
             }
         });
-        Some(Self { token: u32_at(message, 0), sequence, kind, warm_up: message[13] != 0, times })
+        let flag = |bit| message[13] & bit != 0;
+        let (warm_up, stamped) = (flag(WARM_UP), flag(WITH_STAMPS));
+        Some(Self { token: u32_at(message, 0), sequence, kind, warm_up, stamped, times })
     }
 }
 
@@ -186,7 +194,7 @@ mod tests {
     const TIMES: Times = Times { rx_ns: Some(1), received_ns: 2, sending_ns: 3, left: Some(LEFT) };
 
     fn message(kind: Kind, times: Option<Times>) -> Message {
-        Message { token: 0xdead_beef, sequence: 7, kind, warm_up: true, times }
+        Message { token: 0xdead_beef, sequence: 7, kind, warm_up: true, stamped: kind == Kind::Probe, times }
     }
 
     #[test]
