@@ -1,18 +1,20 @@
-//! A load, a replacement or an unload that is killed at any step: what comes next puts everything right.
+//! A load, a replacement, an unload, a tag or an untag that is killed at any step: what comes next puts everything right,
+//! and nothing is left of it afterwards.
 
 use std::{
     fs,
     path::Path,
-    process::{Command, Stdio},
-    time::Duration,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
-use aya::programs::{SchedClassifier, TcAttachType};
-use qjump::dataplane::Pins;
+use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
+use qjump::{dataplane::Pins, tag::cgroup::Hierarchy};
 use qjump_tests::{
+    cgroups::{TestCgroup, command_in},
     interrupt::{End, kill_before_change},
-    link::{Link, succeeded},
+    link::{Link, binary, succeeded},
 };
 
 /// A plan with a level that a queue paces, so that GSO is capped and the queue is set up.
@@ -71,14 +73,15 @@ impl Host {
             Ok(programs.len())
         })?;
         Ok(format!(
-            "{}{}programs {programs}, pins {}",
+            "{}{}programs {programs}, pins {}, {}",
             self.link.tc_state()?,
             succeeded(&ip.output()?)?,
-            self.link.pins().exist()
+            self.link.pins().exist(),
+            kept()?
         ))
     }
 
-    /// Puts things right, by an unload alone or by a load and an unload, and compares.
+    /// Puts things right, by an unload alone or by a load and an unload.
     fn recover(&self, by_load: bool, what: &str) -> Result<()> {
         if by_load {
             let output = self.load(HTB).output()?;
@@ -91,41 +94,174 @@ impl Host {
         // An unload that was killed at its last step, or a load at its first, has left nothing to unload.
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success() || !by_load && error.contains("is not loaded"), "{what}: unload: {error}");
-        let after = self.state()?;
-        ensure!(after == self.before, "{what}: was\n{}\nis\n{after}", self.before);
-        if Pins::interfaces()?.is_empty() {
-            for left in ["/sys/fs/bpf/qjump", "/sys/fs/bpf/qjump-tags"] {
-                ensure!(!Path::new(left).exists(), "{what}: {left} is left: {:?}", entries(left));
-            }
-        }
         Ok(())
+    }
+
+    fn is_as_before(&self, what: &str) -> Result<()> {
+        becomes(&self.before, || self.state(), what)?;
+        nothing_is_pinned(what)
     }
 }
 
-fn entries(folder: &str) -> Vec<String> {
+fn entries(folder: impl AsRef<Path>) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// What qjump may keep on a host beside what it does to an interface: programs in the kernel, cgroups, mounts.
+fn kept() -> Result<String> {
+    let is_own = |name: &str| name.starts_with("qj_");
+    let programs = loaded_programs().filter_map(|program| program.ok()?.name_as_str().map(is_own)).filter(|own| *own);
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(format!("{} programs of ours, cgroups {:?}\n{mounts}", programs.count(), entries(Hierarchy::find()?.mount())))
+}
+
+/// Waits until the host is again as it was: the kernel takes its time to free programs.
+fn becomes(before: &str, state: impl Fn() -> Result<String>, what: &str) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let after = state()?;
+        if after == before {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < Duration::from_secs(20), "{what}: was\n{before}\nis\n{after}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn nothing_is_pinned(what: &str) -> Result<()> {
+    if Pins::interfaces()?.is_empty() {
+        for left in ["/sys/fs/bpf/qjump", "/sys/fs/bpf/qjump-tags"] {
+            ensure!(!Path::new(left).exists(), "{what}: {left} is left: {:?}", entries(left));
+        }
+    }
+    Ok(())
+}
+
+/// A process that is tagged, and so gets a cgroup of its own below the one that it is in.
+struct Tagged {
+    cgroup: TestCgroup,
+    process: Child,
+    before: String,
+}
+
+impl Tagged {
+    fn new() -> Result<Self> {
+        let cgroup = TestCgroup::new()?;
+        let process = command_in(&cgroup.directory, "sleep").arg("600").spawn()?;
+        let mut tagged = Self { cgroup, process, before: String::new() };
+        let began = Instant::now();
+        while tagged.place()? != tagged.cgroup.path() {
+            ensure!(began.elapsed() < Duration::from_secs(20), "it is still in {}", tagged.place()?);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        tagged.before = tagged.state()?;
+        Ok(tagged)
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(binary());
+        command.args([verb, "--pid", &self.process.id().to_string()]);
+        command
+    }
+
+    fn tag(&self, level: u64) -> Command {
+        let mut command = self.command("tag");
+        command.args(["--level", &level.to_string()]);
+        command
+    }
+
+    fn untag(&self) -> Command {
+        self.command("untag")
+    }
+
+    /// The cgroup that the process is in.
+    fn place(&self) -> Result<String> {
+        let lines = fs::read_to_string(format!("/proc/{}/cgroup", self.process.id()))?;
+        Ok(lines.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned())
+    }
+
+    fn state(&self) -> Result<String> {
+        let below = entries(&self.cgroup.directory).into_iter().filter(|name| !name.contains('.'));
+        Ok(format!("in {}, below that {:?}, {}", self.place()?, below.collect::<Vec<_>>(), kept()?))
+    }
+
+    /// Puts things right, by an untag alone or by a tag and an untag.
+    fn recover(&self, by_tag: bool, what: &str) -> Result<()> {
+        if by_tag {
+            succeeded(&self.tag(6).output()?)?;
+            let tags = succeeded(&Command::new(binary()).args(["tags", "--json"]).output()?)?;
+            let tags: serde_json::Value = serde_json::from_str(&tags)?;
+            let place = self.place()?;
+            let own = tags["tags"].as_array().into_iter().flatten().filter(|tag| tag["cgroup"] == place.as_str());
+            let levels: Vec<_> = own.map(|tag| tag["level"].clone()).collect();
+            ensure!(levels == [6], "{what}: in {place}: {tags:#}");
+        }
+        let output = self.untag().output()?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success() || !by_tag && error.contains("grant"), "{what}: untag: {error}");
+        Ok(())
+    }
+
+    fn is_as_before(&self, what: &str) -> Result<()> {
+        becomes(&self.before, || self.state(), what)?;
+        nothing_is_pinned(what)
+    }
+}
+
+impl Drop for Tagged {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// Brings the host into a state, and then runs a command that is killed before each of its changes in turn.
 fn at_each_change(prepare: Option<&[&str]>, command: impl Fn(&Host) -> Command, what: &str) -> Result<()> {
     let host = Host::new()?;
+    let prepare = || prepare.map(|form| succeeded(&host.load(form).output()?)).transpose().map(drop);
+    let recover = |by_load, what: &str| {
+        host.recover(by_load, what)?;
+        host.is_as_before(what)
+    };
+    killed_at_each(prepare, || command(&host), recover, what)
+}
+
+fn killed_at_each(
+    prepare: impl Fn() -> Result<()>,
+    command: impl Fn() -> Command,
+    recover: impl Fn(bool, &str) -> Result<()>,
+    what: &str,
+) -> Result<()> {
     for nth in 0.. {
-        if let Some(form) = prepare {
-            succeeded(&host.load(form).output()?)?;
-        }
-        let end = kill_before_change(&mut command(&host), nth)?;
-        host.recover(nth % 2 == 0, &format!("{what}, killed before change {nth}"))?;
+        prepare()?;
+        let end = kill_before_change(&mut command(), nth)?;
+        recover(nth % 2 == 0, &format!("{what}, killed before change {nth}"))?;
         match end {
             End::Killed => {}
             End::Done(well) => {
                 println!("{what}: killed at each of {nth} steps");
-                assert!(well && nth > 10, "{what} ended by itself, having made {nth} changes");
+                assert!(well && nth > 5, "{what} ended by itself, having made {nth} changes");
                 break;
             }
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_tag_that_is_killed_at_any_step() -> Result<()> {
+    let tagged = Tagged::new()?;
+    let tag = |level: u64| succeeded(&tagged.tag(level).output()?).map(drop);
+    let recover = |by_tag, what: &str| {
+        tagged.recover(by_tag, what)?;
+        tagged.is_as_before(what)
+    };
+    killed_at_each(|| Ok(()), || tagged.tag(5), recover, "tag")?;
+    killed_at_each(|| tag(3), || tagged.tag(5), recover, "another level")?;
+    killed_at_each(|| tag(5), || tagged.untag(), recover, "untag")
 }
 
 #[test]
@@ -164,12 +300,26 @@ fn whatever_is_killed_at_any_moment() -> Result<()> {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % bound
     };
+    // In this order: its cgroup is there from the beginning.
+    let tagged = Tagged::new()?;
     let host = Host::new()?;
     let rounds: u64 = std::env::var("QJUMP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    // What is left of the one belongs to what the other finds.
+    let recover = |by_load, by_tag, what: &str| {
+        host.recover(by_load, what)?;
+        tagged.recover(by_tag, what)?;
+        host.is_as_before(what)?;
+        tagged.is_as_before(what)
+    };
     let mut killed = 0;
     for round in 0..rounds {
         let forms = [HTB, OTHER_RATES, SHAPED, KEEP];
-        let mut command = if below(4) == 0 { host.unload() } else { host.load(forms[below(4) as usize]) };
+        let mut command = match below(7) {
+            0 => tagged.untag(),
+            1 | 2 => tagged.tag(below(8)),
+            3 => host.unload(),
+            _ => host.load(forms[below(4) as usize]),
+        };
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         std::thread::sleep(Duration::from_micros(below(400_000)));
         killed += u32::from(child.try_wait()?.is_none());
@@ -177,10 +327,10 @@ fn whatever_is_killed_at_any_moment() -> Result<()> {
         child.wait()?;
         // Now and then several are killed one after the other.
         if below(3) > 0 {
-            host.recover(below(2) == 0, &format!("round {round}"))?;
+            recover(below(2) == 0, below(2) == 0, &format!("round {round}"))?;
         }
     }
-    host.recover(true, "at the end")?;
+    recover(true, true, "at the end")?;
     println!("{killed} of {rounds} killed while they ran");
     Ok(())
 }

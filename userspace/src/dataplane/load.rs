@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use aya::{
@@ -688,13 +688,21 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     Ok(Prepared { interface, pins, object: Some(object?), hook, found, decision })
 }
 
+/// One for all loads: aya reads and parses the kernel's own types (/sys/kernel/btf/vmlinux, some 6 MB) for each that it
+/// makes, and no program of ours refers to them.
+static LOADER: Mutex<Option<EbpfLoader<'static>>> = Mutex::new(None);
+
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
-    let mut loader = EbpfLoader::new();
+    let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+    let loader = loader.get_or_insert_with(|| {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None).map_max_entries(names::EVENTS, EVENT_BYTES);
+        loader
+    });
     for map in [names::CONFIG, names::STATE, names::COUNTERS, names::EVENTS] {
         loader.map_pin_path(map, pins.map(map));
     }
-    loader.map_max_entries(names::EVENTS, EVENT_BYTES);
-    grants::share_maps(&mut loader)?;
+    grants::share_maps(loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
     load_program(&mut object)?;

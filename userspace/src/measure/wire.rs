@@ -137,7 +137,8 @@ impl Message {
         put(buffer, 0, self.token.to_be_bytes());
         put(buffer, 4, self.sequence.to_be_bytes());
         put(buffer, 8, [0; 4]);
-        put(buffer, 12, [self.kind as u8, u8::from(self.warm_up) * WARM_UP | u8::from(self.stamped) * WITH_STAMPS]);
+        let flags = if self.warm_up { WARM_UP } else { 0 } | if self.stamped { WITH_STAMPS } else { 0 };
+        put(buffer, 12, [self.kind as u8, flags]);
         put(buffer, 14, (length as u16).to_be_bytes());
         let head = head(self.kind, length);
         if head == STAMPED {
