@@ -128,7 +128,8 @@ pub fn spacing_slack(arrivals: &[Arrival], epoch_ns: u64, start: impl Fn(&Arriva
     slack
 }
 
-fn wire(l2: u32) -> u32 {
+/// What a frame of so many L2 bytes takes on the wire.
+pub fn wire(l2: u32) -> u32 {
     l2.max(60) + 24
 }
 

@@ -114,8 +114,11 @@ fn entries(folder: impl AsRef<Path>) -> Vec<String> {
 fn kept() -> Result<String> {
     let is_own = |name: &str| name.starts_with("qj_");
     let programs = loaded_programs().filter_map(|program| program.ok()?.name_as_str().map(is_own)).filter(|own| *own);
+    // Namespaces that have names are mounts, too: those of the tests.
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    Ok(format!("{} programs of ours, cgroups {:?}\n{mounts}", programs.count(), entries(Hierarchy::find()?.mount())))
+    let mounts: Vec<&str> = mounts.lines().filter(|line| !line.starts_with("nsfs ")).collect();
+    let cgroups = entries(Hierarchy::find()?.mount());
+    Ok(format!("{} programs of ours, cgroups {cgroups:?}, mounts {mounts:#?}", programs.count()))
 }
 
 /// Waits until the host is again as it was: the kernel takes its time to free programs.

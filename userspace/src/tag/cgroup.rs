@@ -202,6 +202,13 @@ impl Cgroup {
         })
     }
 
+    /// Whether it has a name that qjump gives to those that it makes: `qjump-PID` and `qjump-run-PID`.
+    pub fn is_of_qjump(&self) -> bool {
+        let name = self.directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix("qjump-").map(|rest| rest.strip_prefix("run-").unwrap_or(rest));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+    }
+
     /// Whether a process is in the cgroup, or in one below it.
     pub fn is_populated(&self) -> bool {
         let events = fs::read_to_string(self.directory.join("cgroup.events")).unwrap_or_default();

@@ -261,12 +261,14 @@ impl Session {
     /// If the kernel refuses.
     pub fn remove(&mut self, cgroup: &Cgroup) -> Result<Changed, Error> {
         let owned = self.grants.get(cgroup.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
-        self.remove_gone(cgroup.id)?;
+        self.grants.remove(cgroup.id)?;
         let sockets = match self.settle(cgroup) {
             // It was removed meanwhile, and all of its processes before it.
             Err(Error::Live(live::LiveError::NoCgroup { .. })) => Count::default(),
             other => other?,
         };
+        // Programs without a grant are what is left if this is interrupted: `sweep` goes on there.
+        detach(cgroup.id)?;
         if owned {
             cgroup.dissolve()?;
         }
@@ -281,17 +283,21 @@ impl Session {
 
     /// Removes what nobody needs any more: a command that was killed, or a cgroup that somebody removed, left it.
     fn sweep(&mut self) {
-        let Ok(tagged) = tagged() else { return };
-        if tagged.is_empty() {
-            return;
-        }
         let cgroups = self.hierarchy.all();
-        for id in tagged {
-            let owned = self.grants.get(id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
+        for id in tagged().unwrap_or_default() {
+            let grant = self.grants.get(id);
+            let owned = grant.is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
             match cgroups.get(&id) {
-                Some(cgroup) if owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
+                // Programs come before the grant and go after it, under one lock.
+                Some(cgroup) if grant.is_none() || owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
                 _ if grants::is_gone(id) => drop(self.remove_gone(id)),
                 _ => {}
+            }
+        }
+        // A cgroup comes before all that, and goes after it.
+        for cgroup in cgroups.values().filter(|cgroup| cgroup.is_of_qjump()) {
+            if self.grants.get(cgroup.id).is_none() {
+                let _ = cgroup.dissolve();
             }
         }
     }
