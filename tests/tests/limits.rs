@@ -88,22 +88,33 @@ const PACKETS: [&str; 12] = [
     "paper",
 ];
 
+/// What a busy machine may hide is looked for three times; what must never be is asserted each time.
+fn seen(look: impl Fn() -> Result<bool>) -> Result<()> {
+    for _ in 0..3 {
+        if look()? {
+            return Ok(());
+        }
+    }
+    panic!("in three floods, what the limit allows was never used up");
+}
+
 #[test]
 fn a_packet_charged_level_never_admits_two_packets_closer_than_its_epoch() -> Result<()> {
     let epoch_ns = 500_000;
-    // Sizes from 64 bytes to the largest: each costs a whole epoch.
-    let flood = flood(&[&PACKETS], 7, |random| 18 + random.below(197) as usize)?;
-    assert_eq!(flood.level["epoch_ns"].as_f64(), Some(epoch_ns as f64));
-    let slack = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.sent_ns);
-    let raw = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.arrived_ns);
-    println!("spacing: never certainly closer than T: slack {slack} ns; by arrival times alone {raw} ns");
-    assert!(slack >= 0, "two packets were admitted {} ns closer than an epoch", -slack);
-    // B + r t over every interval: B is one largest packet.
-    let burst = burst_seen(&flood.arrivals, 280.0 * 8e9 / epoch_ns as f64, 0, |arrival| arrival.sent_ns);
-    assert!(burst <= 280.0, "bursts of {burst} bytes");
-    assert!(flood.arrivals.iter().all(|arrival| arrival.tos == 0xe0), "every packet carries CS7");
-    used_up(&flood, 1e9 / epoch_ns as f64, |_| 1.0);
-    Ok(())
+    seen(|| {
+        // Sizes from 64 bytes to the largest: each costs a whole epoch.
+        let flood = flood(&[&PACKETS], 7, |random| 18 + random.below(197) as usize)?;
+        assert_eq!(flood.level["epoch_ns"].as_f64(), Some(epoch_ns as f64));
+        let slack = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.sent_ns);
+        let raw = spacing_slack(&flood.arrivals, epoch_ns, |arrival| arrival.arrived_ns);
+        println!("spacing: never certainly closer than T: slack {slack} ns; by arrival times alone {raw} ns");
+        assert!(slack >= 0, "two packets were admitted {} ns closer than an epoch", -slack);
+        // B + r t over every interval: B is one largest packet.
+        let burst = burst_seen(&flood.arrivals, 280.0 * 8e9 / epoch_ns as f64, 0, |arrival| arrival.sent_ns);
+        assert!(burst <= 280.0, "bursts of {burst} bytes");
+        assert!(flood.arrivals.iter().all(|arrival| arrival.tos == 0xe0), "every packet carries CS7");
+        Ok(is_used_up(&flood, 1e9 / epoch_ns as f64, |_| 1.0))
+    })
 }
 
 #[test]
@@ -111,19 +122,19 @@ fn a_byte_charged_level_never_exceeds_its_burst_and_rate() -> Result<()> {
     // f = 4 of the same network: 4 x 280 bytes an epoch of 500 us.
     let mut plan = PACKETS;
     plan[9] = "5:4";
-    let flood = flood(&[&plan], 5, |random| 18 + random.below(700) as usize)?;
-    let rate = flood.level["rate_bps"].as_f64().unwrap();
-    assert_eq!(rate, 4.0 * 280.0 * 8.0 / 500e-6);
-    let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
-    let raw = burst_seen(&flood.arrivals, rate, 500_000, |arrival| arrival.arrived_ns);
-    println!(
-        "burst: certainly at least {burst:.0} of 1120 bytes; by arrival times alone, over an epoch or more, {raw:.0}"
-    );
-    assert!(burst <= 1120.0, "bursts of {burst} bytes");
-    // The burst is not only respected, it is there.
-    assert!(burst > 700.0, "bursts of {burst} bytes");
-    used_up(&flood, rate / 8.0, |arrival| wire(arrival.len).into());
-    Ok(())
+    seen(|| {
+        let flood = flood(&[&plan], 5, |random| 18 + random.below(700) as usize)?;
+        let rate = flood.level["rate_bps"].as_f64().unwrap();
+        assert_eq!(rate, 4.0 * 280.0 * 8.0 / 500e-6);
+        let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
+        let raw = burst_seen(&flood.arrivals, rate, 500_000, |arrival| arrival.arrived_ns);
+        println!(
+            "burst: certainly at least {burst:.0} of 1120 bytes; by arrival times alone, over an epoch or more, {raw:.0}"
+        );
+        assert!(burst <= 1120.0, "bursts of {burst} bytes");
+        // The burst is not only respected, it is there.
+        Ok(burst > 700.0 && is_used_up(&flood, rate / 8.0, |arrival| wire(arrival.len).into()))
+    })
 }
 
 #[test]
@@ -135,13 +146,16 @@ fn changes_of_plan_under_overload_never_add_up_to_more_than_the_looser_plan() ->
     slow[3] = "50mbit";
     slow[7] = "104us";
     slow[9] = "5:8";
-    let flood = flood(&[&fast, &slow], 5, |random| 18 + random.below(700) as usize)?;
     // Fast: 1120 bytes each 500 us. Slow: 2240 bytes each 1000 us. The same rate, so the bursts show.
     let rate = 1120.0 * 8.0 / 500e-6;
-    let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
-    println!("burst across changes: certainly at least {burst:.0} of 2240 bytes");
-    assert!(burst <= 2240.0, "bursts of {burst} bytes");
-    assert!(burst > 1120.0, "the larger burst was never used: {burst}");
+    seen(|| {
+        let flood = flood(&[&fast, &slow], 5, |random| 18 + random.below(700) as usize)?;
+        let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
+        println!("burst across changes: certainly at least {burst:.0} of 2240 bytes");
+        assert!(burst <= 2240.0, "bursts of {burst} bytes");
+        // The larger burst is used.
+        Ok(burst > 1120.0)
+    })?;
 
     // The same burst at a quarter of the rate.
     let (mut fast, mut slow) = (PACKETS, PACKETS);
@@ -149,16 +163,16 @@ fn changes_of_plan_under_overload_never_add_up_to_more_than_the_looser_plan() ->
     slow[3] = "25mbit";
     slow[7] = "208us";
     slow[9] = "5:4";
-    let flood = self::flood(&[&fast, &slow], 5, |random| 18 + random.below(700) as usize)?;
+    let flood = flood(&[&fast, &slow], 5, |random| 18 + random.below(700) as usize)?;
     let burst = burst_seen(&flood.arrivals, rate, 0, |arrival| arrival.sent_ns);
     println!("burst across changes of rate: certainly at least {burst:.0} of 1120 bytes");
     assert!(burst <= 1120.0, "bursts of {burst} bytes");
     Ok(())
 }
 
-/// A limiter that admits nothing would pass the tests above. On a busy machine the senders do not always run, but there is a
-/// tenth of a second in which they do: then what the limit allows arrives. `cost` is what a packet takes of `rate` a second.
-fn used_up(flood: &Flood, rate: f64, cost: impl Fn(&Arrival) -> f64) {
+/// Whether what the limit allows arrived: a limiter that admits nothing would do no harm either. On a busy machine the senders
+/// do not always run, so the best tenth of a second counts. `cost` is what a packet takes of `rate` a second.
+fn is_used_up(flood: &Flood, rate: f64, cost: impl Fn(&Arrival) -> f64) -> bool {
     const WINDOW_NS: u64 = 100_000_000;
     let (mut first, mut sum, mut most) = (0, 0.0, 0.0);
     for arrival in &flood.arrivals {
@@ -171,7 +185,7 @@ fn used_up(flood: &Flood, rate: f64, cost: impl Fn(&Arrival) -> f64) {
     }
     let share = most / (rate * WINDOW_NS as f64 / 1e9);
     println!("{:.2}% of what the limit allows arrived in the best tenth of a second", 100.0 * share);
-    assert!(share > 0.9, "only {share:.3} of what the limit allows ever arrived");
+    share > 0.9
 }
 
 /// What is over the limit steps down to a level that has room, its socket stays there, and comes back after

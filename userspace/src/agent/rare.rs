@@ -19,7 +19,7 @@ use log::{Log, Metadata, Record};
 use qjump_ebpf::{Reason, names};
 use tracing::{debug, warn};
 
-use crate::dataplane::{OBJECT, Pins, loaded_interfaces, sys};
+use crate::dataplane::{self, OBJECT, Pins, loaded_interfaces, sys};
 
 /// How often to look. Events wait in their buffer.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -106,6 +106,8 @@ impl Log for Teller {
 pub struct Buffers {
     open: HashMap<String, Buffer>,
     told: Arc<Mutex<Vec<Event>>>,
+    /// Once it was needed.
+    loader: Option<EbpfLoader<'static>>,
 }
 
 struct Buffer {
@@ -120,7 +122,10 @@ impl Buffers {
         match loaded_interfaces() {
             Ok(names) => {
                 self.open.retain(|name, _| names.contains(name));
-                names.into_iter().for_each(|name| self.follow(name));
+                let opened = names.iter().filter(|name| self.follow(name)).count();
+                if opened > 0 {
+                    sys::give_memory_back();
+                }
             }
             Err(error) => debug!("the loaded interfaces cannot be listed: {error}"),
         }
@@ -128,26 +133,29 @@ impl Buffers {
         self.told.lock().map(|mut told| std::mem::take(&mut *told)).unwrap_or_default()
     }
 
-    /// Opens the buffer of an interface, unless it is open already.
-    fn follow(&mut self, name: String) {
-        let path = Pins::of(&name).map(names::EVENTS);
+    /// Opens the buffer of an interface, unless it is open already. Whether it tried.
+    fn follow(&mut self, name: &str) -> bool {
+        let path = Pins::of(name).map(names::EVENTS);
         // Pins of an older qjump have none.
-        let Ok(inode) = fs::metadata(&path).map(|pin| pin.ino()) else { return };
-        if self.open.get(&name).is_some_and(|open| open.inode == inode) {
-            return;
+        let Ok(inode) = fs::metadata(&path).map(|pin| pin.ino()) else { return false };
+        if self.open.get(name).is_some_and(|open| open.inode == inode) {
+            return false;
         }
-        let Ok(map) = sys::open_pin(&path).and_then(|fd| sys::map_info(fd.as_fd())) else { return };
-        let teller = Teller { interface: name.clone(), told: Arc::clone(&self.told) };
-        match open(&name, map.shape.max_entries, teller) {
-            Ok(events) => drop(self.open.insert(name, Buffer { inode, events })),
+        let Ok(map) = sys::open_pin(&path).and_then(|fd| sys::map_info(fd.as_fd())) else { return false };
+        let teller = Teller { interface: name.to_owned(), told: Arc::clone(&self.told) };
+        let loader = self.loader.get_or_insert_with(dataplane::loader);
+        match open(loader, map.shape.max_entries, teller) {
+            Ok(events) => drop(self.open.insert(name.to_owned(), Buffer { inode, events })),
             Err(error) => debug!(interface = name, "its events cannot be read: {error}"),
         }
+        true
     }
 }
 
 /// Opens the pinned buffer, which has so many bytes: aya would take it to have as many as the object says.
-fn open(interface: &str, bytes: u32, teller: Teller) -> io::Result<EbpfLogger<Teller>> {
-    let mut object = EbpfLoader::new()
+fn open(loader: &mut EbpfLoader<'_>, bytes: u32, teller: Teller) -> io::Result<EbpfLogger<Teller>> {
+    let interface = &teller.interface;
+    let mut object = loader
         .map_pin_path(names::EVENTS, Pins::of(interface).map(names::EVENTS))
         .map_max_entries(names::EVENTS, bytes)
         .load(OBJECT)

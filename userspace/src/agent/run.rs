@@ -92,6 +92,7 @@ pub fn run(options: &Options) -> Result<(), Failed> {
     };
     builder.recursive(true).mode(0o755).create(folder).map_err(failed(folder))?;
     let notes = Notes::open(&options.socket.with_extension("managed"))?;
+    dataplane::sys::share_one_heap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Failed::System { doing: "begin", source })?;
     runtime.block_on(async {
@@ -347,7 +348,10 @@ impl<'a> Agent<'a> {
             self.supervisor.say("READY=1");
             tracing::info!("ready after {} ms", self.began.elapsed().as_millis());
             // For the first change to be a quick one.
-            let _ = self.worker.send(Box::new(|| drop(dataplane::recognise())));
+            let _ = self.worker.send(Box::new(|| {
+                drop(dataplane::recognise());
+                dataplane::sys::give_memory_back();
+            }));
         }
         let broken = state.interfaces.values().flatten().count();
         let status = format!("STATUS={} interfaces, {broken} not as they should be", state.interfaces.len());

@@ -688,17 +688,20 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     Ok(Prepared { interface, pins, object: Some(object?), hook, found, decision })
 }
 
-/// One for all loads: aya reads and parses the kernel's own types (/sys/kernel/btf/vmlinux, some 6 MB) for each that it
-/// makes, and no program of ours refers to them.
+/// A loader of our object. Each that aya makes reads and parses the kernel's own types (/sys/kernel/btf/vmlinux, some 6 MB),
+/// to which no program of ours refers. Who lives longer than a command does [`sys::give_memory_back`] afterwards.
+pub(crate) fn loader() -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
+}
+
+/// One for all loads of a process.
 static LOADER: Mutex<Option<EbpfLoader<'static>>> = Mutex::new(None);
 
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
-    let loader = loader.get_or_insert_with(|| {
-        let mut loader = EbpfLoader::new();
-        loader.btf(None).map_max_entries(names::EVENTS, EVENT_BYTES);
-        loader
-    });
+    let loader = loader.get_or_insert_with(loader_of_interfaces);
     for map in [names::CONFIG, names::STATE, names::COUNTERS, names::EVENTS] {
         loader.map_pin_path(map, pins.map(map));
     }
@@ -707,6 +710,12 @@ fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
     load_program(&mut object)?;
     Ok(object)
+}
+
+fn loader_of_interfaces() -> EbpfLoader<'static> {
+    let mut loader = loader();
+    loader.map_max_entries(names::EVENTS, EVENT_BYTES);
+    loader
 }
 
 fn load_program(object: &mut Ebpf) -> Result<(), Error> {
@@ -728,7 +737,7 @@ pub fn recognise() -> Result<(), Error> {
         return Ok(());
     }
     let refused = |detail| Error::Kernel { what: "maps", detail };
-    load_program(&mut EbpfLoader::new().load(OBJECT).map_err(|error| refused(shorten(&error)))?)
+    load_program(&mut loader().load(OBJECT).map_err(|error| refused(shorten(&error)))?)
 }
 
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {

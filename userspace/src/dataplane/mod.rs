@@ -22,7 +22,7 @@ pub use load::{
     Capability, Foreseen, Hook, Loaded, Request, Standing, check_suitable, find_interfaces, foresee, has, is_linked,
     load, missing_capability, recognise, standing, unload,
 };
-pub(crate) use load::{clsact_filter, require_capabilities};
+pub(crate) use load::{clsact_filter, loader, require_capabilities};
 pub use maps::Maps;
 pub use pins::{BPFFS, Pins, has_bpffs};
 pub(crate) use pins::{Lock, ensure_bpffs, require_visible};

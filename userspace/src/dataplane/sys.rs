@@ -227,6 +227,25 @@ pub fn namespace_path(inode: u64) -> Option<PathBuf> {
     named.chain(processes).find(|path| std::fs::metadata(path).is_ok_and(|file| file.ino() == inode))
 }
 
+/// Has all threads share one heap, from now on. To be called before there are any, by who is to do
+/// [`give_memory_back`]: the C library gives back the unused end of the first heap alone.
+pub fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes plain values.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives the memory that was freed back to the kernel: an allocator may keep what has been used once.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no preconditions, and moves nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// `CLOCK_MONOTONIC`, ns: the clock of `bpf_ktime_get_ns`.
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

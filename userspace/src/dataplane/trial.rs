@@ -3,7 +3,7 @@
 use std::io;
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     programs::{
         LinkOrder, TcAttachType,
         tc::{self, NlOptions, TcAttachOptions},
@@ -13,7 +13,7 @@ use aya::{
 use super::{
     Error, OBJECT,
     error::shorten,
-    load::{FILTER_HANDLE, FILTER_PRIORITY, program},
+    load::{FILTER_HANDLE, FILTER_PRIORITY, loader, program},
 };
 use crate::{qdisc, tag::grants};
 
@@ -39,7 +39,7 @@ pub fn trial() -> Result<Trial, Error> {
     if OBJECT.is_empty() {
         return Err(Error::NoObject);
     }
-    let mut object = match EbpfLoader::new().load(OBJECT) {
+    let mut object = match loader().load(OBJECT) {
         Ok(object) => object,
         Err(error) => return Ok(Trial::refused(&shorten(&error))),
     };

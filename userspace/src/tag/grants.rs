@@ -162,7 +162,7 @@ impl Programs {
         if OBJECT.is_empty() {
             return Err(dataplane::Error::NoObject.into());
         }
-        let mut loader = EbpfLoader::new();
+        let mut loader = dataplane::loader();
         share_maps(&mut loader)?;
         let object =
             loader.load(OBJECT).map_err(|error| dataplane::Error::Kernel { what: "maps", detail: shorten(&error) })?;
