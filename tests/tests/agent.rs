@@ -353,6 +353,45 @@ fn whatever_is_killed_the_next_one_makes_good() -> Result<()> {
 }
 
 #[test]
+fn many_tagged_cgroups_cost_next_to_nothing_at_rest() -> Result<()> {
+    let link = Link::new()?;
+    let cgroups = TestCgroup::new()?;
+    let mut agent = Agent::new(&link)?;
+    let many = count("QJUMP_CGROUPS", 50);
+    let mut config = paced(&link, "keep");
+    for number in 0..many {
+        cgroups.below(&number.to_string())?;
+        config += &format!("\n[[assign]]\nlevel = 5\ncgroup = \"{}/{number}\"\n", cgroups.path());
+    }
+    agent.write(&config)?;
+    agent.start()?;
+    let tagged = || -> Result<u64> {
+        let tags = succeeded(&link.qjump(&["tags", "--json"])?)?;
+        let tags: Value = serde_json::from_str(&tags)?;
+        let own = |tag: &&Value| tag["cgroup"].as_str().is_some_and(|path| path.starts_with(&cgroups.path()));
+        Ok(tags["tags"].as_array().into_iter().flatten().filter(own).count() as u64)
+    };
+    let began = Instant::now();
+    while tagged()? < many {
+        ensure!(began.elapsed() < Duration::from_secs(120), "{} of {many} are tagged: {}", tagged()?, agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("{many} cgroups are tagged after {:.1?}", began.elapsed());
+    std::thread::sleep(Duration::from_secs(2));
+    let (_, before) = agent.usage()?;
+    std::thread::sleep(Duration::from_secs(10));
+    let (memory, after) = agent.usage()?;
+    println!("at rest: {} ticks of 10 ms in 10 s, {memory} KiB", after - before);
+    // Others' processes come and go meanwhile, and each time it looks.
+    assert!(after - before < 200, "{} ticks of 10 ms in 10 s", after - before);
+    agent.write(&paced(&link, "keep"))?;
+    agent.reload()?;
+    agent.until("the grants are taken back", |_| tagged().is_ok_and(|left| left == 0))?;
+    succeeded(&agent.ask("drain", &[])?)?;
+    Ok(())
+}
+
+#[test]
 fn hostile_callers_stop_nobody() -> Result<()> {
     let link = Link::new()?;
     let mut agent = Agent::new(&link)?;

@@ -109,6 +109,11 @@ impl Desired {
         Ok(Self { plan: answer.plan, rules, file })
     }
 
+    /// Whether there are rules.
+    pub fn has_rules(&self) -> bool {
+        self.rules.iter().len() > 0
+    }
+
     /// Whether the sockets that the rules are about are the same.
     pub fn has_rules_of(&self, other: &Self) -> bool {
         self.rules == other.rules

@@ -112,7 +112,7 @@ pub fn rehearse(desired: &Desired) -> Result<(), String> {
     Ok(())
 }
 
-/// Applies the rules, as `qjump assign` does.
+/// Applies the rules, as `qjump assign` does, and takes back what rules gave that are no more.
 fn assign(desired: &Desired) -> Result<(), String> {
     let at = |rule: usize, why: &dyn std::fmt::Display| desired.file.at_rule(rule, why);
     let failed = |error: AssignError| match &error {
@@ -122,7 +122,9 @@ fn assign(desired: &Desired) -> Result<(), String> {
     let mut host = Host::change(&desired.rules).map_err(failed)?;
     let places = host.places(&desired.rules).map_err(failed)?;
     host.tag(&places.found).map_err(failed)?;
+    host.release(&places.found).map_err(failed)?;
     let assignment = Assignment::find(&desired.rules, &host, &places.found).map_err(failed)?;
+    assignment.release(&mut host);
     let moved = assignment.apply(&mut host);
     let mut problems: Vec<String> = places.missing.iter().map(|(rule, why)| at(*rule, why)).collect();
     let unmoved = assignment.failed.len() + moved.failed.len();

@@ -264,8 +264,9 @@ impl Machine {
     }
 
     fn accept(&mut self, now: Time, desired: Arc<Desired>) {
-        if self.assigning.due.is_none() || self.desired.as_ref().is_none_or(|old| !old.has_rules_of(&desired)) {
-            self.assigning.due = (desired.rules.iter().len() > 0).then_some(now);
+        // Also if there are no rules now: what others gave is taken back.
+        if self.desired.as_ref().is_none_or(|old| !old.has_rules_of(&desired)) {
+            self.assigning.due = Some(now);
         }
         self.generation += 1;
         self.revision += 1;
@@ -351,10 +352,9 @@ impl Machine {
             Outcome::Assigned(result, took) => {
                 let assigning = &mut self.assigning;
                 (assigning.ended, assigning.took) = (now, took);
-                if assigning.due.is_some() {
-                    assigning.due = Some(assigning.rested(1));
-                }
                 let problem = result.err();
+                let again = problem.is_some() || self.desired.as_ref().is_some_and(|desired| desired.has_rules());
+                assigning.due = again.then(|| assigning.rested(1));
                 if problem != assigning.problem {
                     let (urgency, text) = match &problem {
                         Some(why) => (Urgency::Warning, format!("not all rules could be applied: {why}")),
@@ -512,8 +512,8 @@ impl Machine {
     }
 
     /// Whether there are rules that follow processes.
-    pub const fn has_rules(&self) -> bool {
-        self.assigning.due.is_some()
+    pub fn has_rules(&self) -> bool {
+        self.desired.as_ref().is_some_and(|desired| desired.has_rules())
     }
 
     /// The state for others to read.

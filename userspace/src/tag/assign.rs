@@ -7,7 +7,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     os::fd::RawFd,
 };
@@ -21,7 +21,7 @@ use thiserror::Error;
 use super::{
     Error, Request, Session,
     cgroup::{Cgroup, Hierarchy},
-    grants::Grants,
+    grants::{Grants, tagged},
     live::{LiveError, LiveSocket, each_socket},
     new_grant,
     process::Process,
@@ -151,6 +151,26 @@ impl Host {
         }
         Ok(unreachable)
     }
+
+    /// Takes back what rules granted to cgroups as a whole that `places` does not have. What a person granted stays.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn release(&mut self, places: &[Place]) -> Result<(), AssignError> {
+        let Access::Change(session) = &mut self.access else { return Ok(()) };
+        let wanted: HashSet<u64> = places.iter().map(|place| place.cgroup.id).collect();
+        let mut unwanted = tagged().unwrap_or_default();
+        unwanted.retain(|id| !wanted.contains(id) && session.grants.get(*id).is_some_and(|grant| !is_by_person(grant)));
+        if unwanted.is_empty() {
+            return Ok(());
+        }
+        let cgroups = session.hierarchy.all();
+        unwanted.iter().try_for_each(|id| match cgroups.get(id) {
+            Some(cgroup) => session.remove(cgroup).map(drop),
+            None => session.remove_gone(*id),
+        })?;
+        Ok(())
+    }
 }
 
 /// The cgroups that rules are about as a whole.
@@ -230,6 +250,9 @@ impl Assigned {
 pub struct Assignment {
     /// The sockets that rules match, by process and descriptor.
     pub sockets: Vec<Assigned>,
+    /// Those that have their level from a rule, and that no rule matches: by process and inode, with the grant that they
+    /// are under.
+    released: BTreeMap<u32, HashMap<u64, Option<(u64, Grant)>>>,
     /// Processes that this user may not look into.
     pub refused: Vec<u32>,
     /// Sockets that could not be read: process, descriptor, why.
@@ -269,7 +292,13 @@ impl Assignment {
                 hierarchy.upwards(&at).find_map(|above| grant_of(above.id).map(|grant| (above, grant)))
             });
             let count = each_socket(pid, |descriptor, socket| {
-                let Some(found) = rules.find(&process, socket) else { return Ok(()) };
+                let Some(found) = rules.find(&process, socket) else {
+                    if host.grants().is_some_and(|grants| grants.is_granted_by_rule(descriptor)) {
+                        let above = governing.as_ref().map(|(cgroup, grant)| (cgroup.id, *grant));
+                        assignment.released.entry(pid).or_default().insert(socket.inode, above);
+                    }
+                    return Ok(());
+                };
                 let before = best.get(&socket.inode);
                 if before.is_some_and(|before| before.found.precedence >= found.precedence) {
                     return Ok(());
@@ -308,9 +337,23 @@ impl Assignment {
                 Err(error) => return Err(error.into()),
             }
         }
+        // A process that shares the socket may be matched.
+        assignment.released.values_mut().for_each(|sockets| sockets.retain(|inode, _| !best.contains_key(inode)));
         assignment.sockets = best.into_values().collect();
         assignment.sockets.sort_unstable_by_key(|assigned| (assigned.socket.pid, assigned.socket.fd));
         Ok(assignment)
+    }
+
+    /// Takes back the levels that rules gave to sockets which none matches any more.
+    pub fn release(&self, host: &mut Host) {
+        let Access::Change(session) = &mut host.access else { return };
+        for (pid, sockets) in &self.released {
+            // That one ends or is closed meanwhile is no failure.
+            let _ = each_socket(*pid, |duplicate, socket| match sockets.get(&socket.inode) {
+                Some(governing) => session.follow(duplicate, *governing),
+                None => Ok(()),
+            });
+        }
     }
 
     /// Sets the level of each socket that has another one than it should. That a process has ended meanwhile, or
