@@ -306,7 +306,7 @@ fn whatever_is_killed_at_any_moment() -> Result<()> {
     // In this order: its cgroup is there from the beginning.
     let tagged = Tagged::new()?;
     let host = Host::new()?;
-    let rounds: u64 = std::env::var("QJUMP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let rounds: u64 = std::env::var("QJUMP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     // What is left of the one belongs to what the other finds.
     let recover = |by_load, by_tag, what: &str| {
         host.recover(by_load, what)?;
@@ -314,8 +314,9 @@ fn whatever_is_killed_at_any_moment() -> Result<()> {
         host.is_as_before(what)?;
         tagged.is_as_before(what)
     };
-    let mut killed = 0;
-    for round in 0..rounds {
+    let (mut killed, mut begun) = (0, 0);
+    while killed < rounds {
+        begun += 1;
         let forms = [HTB, OTHER_RATES, SHAPED, KEEP];
         let mut command = match below(7) {
             0 => tagged.untag(),
@@ -324,16 +325,16 @@ fn whatever_is_killed_at_any_moment() -> Result<()> {
             _ => host.load(forms[below(4) as usize]),
         };
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        std::thread::sleep(Duration::from_micros(below(400_000)));
-        killed += u32::from(child.try_wait()?.is_none());
+        std::thread::sleep(Duration::from_micros(below(200_000)));
+        killed += u64::from(child.try_wait()?.is_none());
         child.kill()?;
         child.wait()?;
         // Now and then several are killed one after the other.
         if below(3) > 0 {
-            recover(below(2) == 0, below(2) == 0, &format!("round {round}"))?;
+            recover(below(2) == 0, below(2) == 0, &format!("round {begun}"))?;
         }
     }
     recover(true, true, "at the end")?;
-    println!("{killed} of {rounds} killed while they ran");
+    println!("{killed} killed while they ran, of {begun}");
     Ok(())
 }
