@@ -74,6 +74,9 @@ fn segment(stream: &Stream, name: &str) -> Result<u64> {
 /// The clients' CPU, and the servers'.
 const CPUS: (usize, usize) = (1, 0);
 
+/// Runs of a second at a fast schedule.
+const FAST_ROUNDS: usize = 9;
+
 /// A round trip with all stamps and books beside one of two bare loops, and a fast schedule.
 fn cost() -> Result<Value> {
     let link = Link::new()?;
@@ -83,21 +86,34 @@ fn cost() -> Result<Value> {
     let closed = measured(&link.near, &["pingpong", &target, "--duration", "3s"])?;
     let whole = Times::of(&closed[0])?.p50 as u64;
     let kernel = whole - segment(&closed[0], "app-sched and rx-app")?;
-    let fast = measured(&link.near, &["probe", &target, "--rate", "50000", "--duration", "5s", "--timeout", "100ms"])?;
-    let lateness = fast[0].lateness.as_ref().context("no lateness")?;
-    let late = Latencies::from_distribution(lateness).quantile_ns(0.99).context("too few samples")?;
+    drop(server);
+    // The answering side sleeps: a virtual machine whose CPUs are all busy may be stopped by its host for milliseconds.
+    let server = Server::with(Some(&link.far), &["--listen", "[::]:0", "--spin", "0us"])?;
+    let target = server.at(FAR.0);
+    let fast = ["probe", &target, "--rate", "50000", "--duration", "1s", "--timeout", "100ms"];
+    let (mut sent, mut rounds) = (0, Vec::new());
+    for _ in 0..FAST_ROUNDS {
+        let streams = measured(&link.near, &fast)?;
+        let lateness = streams[0].lateness.as_ref().context("no lateness")?;
+        sent += lateness.samples;
+        rounds.push(Latencies::from_distribution(lateness).quantile_ns(0.99).context("too few samples")?);
+    }
+    rounds.sort_unstable();
+    let late = rounds[FAST_ROUNDS / 2];
     println!("a round trip over a veth, p50:");
     println!("  bare send and receive in a loop:                 {:6.2} us", bare as f64 / 1e3);
     println!("  qjump measure pingpong:                          {:6.2} us", whole as f64 / 1e3);
     println!("  of that, between the kernel's stamps SCHED and RX: {:6.2} us", kernel as f64 / 1e3);
     println!(
-        "50,000 probes a second from one thread: {} sent, lateness p99 {:.2} us",
-        lateness.samples,
-        late as f64 / 1e3
+        "50,000 probes a second from one thread: {sent} sent in {FAST_ROUNDS} s, lateness p99 {:.2} us in the middle one of \
+         them, from {:.2} to {:.2} us",
+        late as f64 / 1e3,
+        rounds[0] as f64 / 1e3,
+        rounds[FAST_ROUNDS - 1] as f64 / 1e3,
     );
     Ok(json!({
         "bare_p50_ns": bare, "pingpong_p50_ns": whole, "kernel_p50_ns": kernel,
-        "fast_rate_per_s": 50_000, "fast_sent": lateness.samples, "fast_lateness_p99_ns": late,
+        "fast_rate_per_s": 50_000, "fast_sent": sent, "fast_lateness_p99_ns": late, "fast_lateness_p99_of_rounds_ns": rounds,
     }))
 }
 

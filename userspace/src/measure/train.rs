@@ -322,7 +322,7 @@ struct Driver<'a> {
     end_ns: u64,
     /// Probes a second of all trains.
     rate: f64,
-    /// How long before a probe is due the thread stops sleeping.
+    /// How long before a probe is due the thread stops sleeping, ns; `u64::MAX` if it never sleeps.
     ahead_ns: u64,
     closed: bool,
     vigil: Vigil,
@@ -331,6 +331,8 @@ struct Driver<'a> {
 
 /// What a probe takes of its sender's time, with its answer and its stamps, ns: an upper end.
 const WORK_NS: u64 = 15_000;
+/// Who would be awake for so many ns of a second stays awake.
+const BUSY: f64 = 0.9e9;
 
 impl<'a> Driver<'a> {
     fn new(spec: &'a Spec, endpoints: Vec<Endpoint>, tokens: &[u32], start_ns: u64) -> Self {
@@ -375,17 +377,17 @@ impl<'a> Driver<'a> {
             counted_ns,
             end_ns: counted_ns + spec.duration_ns,
             rate,
-            // At high rates there would be no time to sleep at all.
-            ahead_ns: SPIN_NS.min((1e9 / rate.max(1.0)) as u64 / 4),
+            ahead_ns: if rate * (SPIN_NS + WORK_NS) as f64 > BUSY { u64::MAX } else { SPIN_NS },
             closed: false,
             vigil: Vigil::new(start_ns),
             priority: None,
         }
     }
 
-    /// Whether the schedules leave the thread less than a tenth of the time.
-    fn never_sleeps(&self) -> bool {
-        self.rate * (self.ahead_ns + WORK_NS) as f64 > 0.9e9
+    /// Whether the schedules leave no time to sleep: a timer that is late by more than the time between two probes would
+    /// make every other one late.
+    const fn never_sleeps(&self) -> bool {
+        self.ahead_ns == u64::MAX
     }
 
     /// Until all is sent and answered, or stopped; when that was.
