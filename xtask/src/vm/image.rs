@@ -41,6 +41,7 @@ const PROGRAMS: &[&str] = &[
     "mount",
     "mountpoint",
     "mv",
+    "nft",
     "nproc",
     "nsenter",
     "ping",

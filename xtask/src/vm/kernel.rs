@@ -33,6 +33,7 @@ const MODULES: &[&str] = &[
     "inet_diag",
     "macvlan",
     "netkit",
+    "nf_tables",
     "packet_diag",
     "sch_etf",
     "sch_fq",

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use boot::{Clock, Guest, Qemu};
 use image::{Contents, Step};
 use kernel::Kernel;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -91,6 +92,13 @@ const EVERYWHERE: &[&str] = &[
     "qdisc",
     "queue",
     "pacing",
+    "backpressure",
+    "devices",
+    "check",
+    "doctor",
+    "events",
+    "confirm",
+    "killed",
     "bad_input",
     "fq",
     "oldest",
@@ -142,7 +150,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
 
     build::qjump(&workspace, Objects::ProgramAndLab)?;
-    let built = build_tests(&workspace)?;
+    let named: BTreeSet<&str> = series.iter().flat_map(|series| tests_for(series, args)).collect();
+    let built = build_tests(&workspace, &named)?;
     let images = kernels
         .iter()
         .map(|kernel| image(&contents(&workspace, &built, &kernel.series, args)?, kernel, &vm))
@@ -177,18 +186,37 @@ fn list(workspace: &Workspace, vm: &Path) -> anyhow::Result<ExitCode> {
         println!("  {series:8} {release}");
     }
     println!("test programs (* on every kernel, unless others are named):");
-    let mut names: Vec<String> = fs::read_dir(workspace.root().join("tests/tests"))?
-        .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))
-        .collect();
-    names.sort();
-    for name in names {
+    for name in test_programs(workspace)? {
         println!("  {name}{}", if EVERYWHERE.contains(&name.as_str()) { " *" } else { "" });
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the integration tests and says where they are.
-fn build_tests(workspace: &Workspace) -> anyhow::Result<Vec<Built>> {
+/// The names of the integration tests.
+fn test_programs(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+    let entries = fs::read_dir(workspace.root().join("tests/tests"))?;
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned)).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The test programs that a guest runs.
+fn tests_for<'a>(series: &str, args: &'a Args) -> Vec<&'a str> {
+    match args.tests.is_empty() {
+        true if args.shell || !args.experiment.is_empty() => Vec::new(),
+        true if kernel::REFUSED.contains(&series) => vec!["oldest"],
+        true => EVERYWHERE.to_vec(),
+        false => args.tests.iter().map(String::as_str).collect(),
+    }
+}
+
+/// Builds these integration tests and what guests run besides, and says where they are.
+fn build_tests(workspace: &Workspace, names: &BTreeSet<&str>) -> anyhow::Result<Vec<Built>> {
+    let there = test_programs(workspace)?;
+    if let Some(unknown) = names.iter().find(|name| !there.iter().any(|program| program == *name)) {
+        bail!("there is no test program '{unknown}'; `cargo xtask vm --list` has their names");
+    }
     say!("building the tests");
     let mut cargo = build::cargo(workspace)?;
     cargo.args([
@@ -199,7 +227,9 @@ fn build_tests(workspace: &Workspace) -> anyhow::Result<Vec<Built>> {
         "--locked",
         "--no-run",
         "--message-format=json-render-diagnostics",
+        "--bins",
     ]);
+    cargo.args(names.iter().flat_map(|name| ["--test", *name]));
     let output = cargo.stderr(std::process::Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the tests do not build");
@@ -226,12 +256,6 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
             .find(|built| built.name == name && !built.is_test && built.path.parent() == workspace.binary().parent());
         found.map(|built| built.path.clone()).with_context(|| format!("cargo built no program {name}"))
     };
-    let named: Vec<&str> = match args.tests.is_empty() {
-        true if !args.experiment.is_empty() => Vec::new(),
-        true if kernel::REFUSED.contains(&series) => vec!["oldest"],
-        true => EVERYWHERE.to_vec(),
-        false => args.tests.iter().map(String::as_str).collect(),
-    };
     let mut steps = Vec::new();
     let mut files = vec![
         workspace.binary(),
@@ -241,10 +265,9 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         is_program("claimant")?,
     ];
     files.extend(python_library());
-    for name in named {
+    for name in tests_for(series, args) {
         let test = built.iter().find(|built| built.is_test && built.name == name);
-        let test = test
-            .with_context(|| format!("there is no test program '{name}'; `cargo xtask vm --list` has their names"))?;
+        let test = test.with_context(|| format!("cargo built no test program {name}"))?;
         let mut command = vec![test.path.display().to_string(), "--test-threads=1".to_owned()];
         command.extend(
             NEED_A_COMPILER.iter().chain(NEED_A_FAST_MACHINE).flat_map(|test| ["--skip", test]).map(str::to_owned),
@@ -272,6 +295,8 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         ("PATH", "/usr/bin".to_owned()),
         ("HOME", "/root".to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),
+        // Here no kernel can hide that it lacks what it should have.
+        ("QJUMP_GUEST", "1".to_owned()),
         ("QJUMP_BIN", workspace.binary().display().to_string()),
         ("QJUMP_OBJECT", workspace.program_object().display().to_string()),
         ("QJUMP_LAB_OBJECT", workspace.lab_object().display().to_string()),
