@@ -4,6 +4,7 @@ mod boot;
 mod cpio;
 mod image;
 mod kernel;
+mod kvm;
 mod packages;
 mod verdict;
 
@@ -114,6 +115,7 @@ const NEED_A_COMPILER: &[&str] = &["a_static_program_is_as_good_as_any"];
 const NEED_A_FAST_MACHINE: &[&str] = &[
     "a_level_never_gets_more_than_its_rate_and_one_packet",
     "levels_have_strict_priority_on_a_link_that_does_not_push_back",
+    "tcp_gets_the_rate_of_its_level",
 ];
 
 /// A test program that was built.
@@ -157,9 +159,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .map(|kernel| image(&contents(&workspace, &built, &kernel.series, args)?, kernel, &vm))
         .collect::<Result<Vec<_>, _>>()?;
     let guests: Vec<(&Kernel, &Path)> = kernels.iter().zip(images.iter().map(PathBuf::as_path)).collect();
+    let kvm = !args.virtual_time && kernels.last().is_some_and(|kernel| kvm::works(&qemu, kernel, &vm));
     let verdicts = side_by_side(if args.shell { 1 } else { args.jobs.into() }, &guests, |(kernel, image)| {
         let begun = Instant::now();
-        let verdict = guest(&qemu, kernel, image, args)?;
+        let verdict = guest(&qemu, kernel, image, kvm, args)?;
         // It has everything in it and is quickly made again.
         fs::remove_file(image)?;
         Ok((verdict, begun.elapsed()))
@@ -169,6 +172,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     for (kernel, (verdict, took)) in kernels.iter().zip(&verdicts) {
         println!("{}", row(kernel, verdict, *took));
+        if verdict.broken.is_some() {
+            let console = boot::read(&vm.join("results").join(&kernel.series).join("console.log"));
+            println!("  the end of its console:\n{}", last_lines(&console, 20));
+        }
     }
     for (kernel, (verdict, _)) in kernels.iter().zip(&verdicts) {
         for step in &verdict.steps {
@@ -347,7 +354,8 @@ fn image(contents: &Contents, kernel: &Kernel, vm: &Path) -> anyhow::Result<Path
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let image = folder.join("image.cpio");
     let begun = Instant::now();
-    image::write(contents, kernel, &vm.join("stripped"), &image)?;
+    // Half an image is of no use, and may be what has filled the disk.
+    image::write(contents, kernel, &vm.join("stripped"), &image).inspect_err(|_| drop(fs::remove_file(&image)))?;
     let size = fs::metadata(&image)?.len() >> 20;
     say!(
         "{}: {} ({size} MiB of files, put together in {:.1} s)",
@@ -359,13 +367,14 @@ fn image(contents: &Contents, kernel: &Kernel, vm: &Path) -> anyhow::Result<Path
 }
 
 /// Runs one guest and keeps what it said.
-fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, args: &Args) -> anyhow::Result<Verdict> {
+fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, kvm: bool, args: &Args) -> anyhow::Result<Verdict> {
     let folder = image.parent().context("an image lies in the folder of its results")?;
     let clock = match args.virtual_time {
         true => Clock::Virtual { seed: args.seed },
-        false => Clock::Real { cpus: args.cpus, kvm: false },
+        false => Clock::Real { cpus: args.cpus, kvm },
     };
-    let guest = Guest { kernel: &kernel.image(), image, folder, memory: args.memory, clock, shell: args.shell };
+    let guest =
+        Guest { kernel: &kernel.image(), image: Some(image), folder, memory: args.memory, clock, shell: args.shell };
     let mut shown = 0;
     let end = qemu.run(&guest, Duration::from_secs(args.limit), |results| {
         // Whole lines only; the rest comes with its end.
@@ -390,6 +399,13 @@ fn keep(folder: &Path, step: &Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// So many lines from the end, indented.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let lines = lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("    {}", line.trim_end()));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// What a guest did, for people.
 fn row(kernel: &Kernel, verdict: &Verdict, took: Duration) -> String {
     let name = verdict.release.as_deref().unwrap_or(&kernel.release);
@@ -406,6 +422,13 @@ fn row(kernel: &Kernel, verdict: &Verdict, took: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_console_is_its_last_lines() {
+        assert_eq!(last_lines("a\r\nb\nc\n", 2), "    b\n    c");
+        assert_eq!(last_lines("a", 2), "    a");
+        assert_eq!(last_lines("", 2), "");
+    }
 
     #[test]
     fn cargo_says_what_it_built() {
