@@ -181,7 +181,9 @@ fn arguments(guest: &Guest<'_>) -> Vec<String> {
             add("-accel", if kvm { "kvm" } else { "tcg,thread=multi" }.to_owned());
             add("-smp", cpus.to_string());
             add("-cpu", if kvm { "host" } else { "max" }.to_owned());
-            add("-append", kernel_line);
+            // The emulated CPUs count together. A kernel that does not believe it goes over to the hpet, whose readers wait for each
+            // other and may then see a time that is over (read_hpet, arch/x86/kernel/hpet.c).
+            add("-append", if kvm { kernel_line } else { format!("{kernel_line} tsc=reliable") });
         }
         // What is not a function of the instructions is taken away: the host's clock, and its true random numbers.
         Clock::Virtual { seed } => {
