@@ -49,6 +49,7 @@ const PROGRAMS: &[&str] = &[
     "python3",
     "rm",
     "rmdir",
+    "script",
     "sed",
     "seq",
     "setpriv",

@@ -98,7 +98,6 @@ const EVERYWHERE: &[&str] = &[
     "doctor",
     "events",
     "confirm",
-    "killed",
     "bad_input",
     "fq",
     "oldest",
