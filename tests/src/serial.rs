@@ -2,7 +2,9 @@
 //! sends one after the other, for as long as each has bytes (netem's rate). What pushes back is a token bucket of the
 //! same rate in front of the host's queue: so a frame that arrives while another is on the wire waits for that one alone.
 
-use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 use qjump::{testbed::NetNs, units::Rate};
 use serde_json::Value;
 
@@ -27,7 +29,7 @@ pub struct Serial {
     pub link: Link,
     /// Of both directions.
     pub rate: Rate,
-    _switch: NetNs,
+    switch: NetNs,
 }
 
 impl Serial {
@@ -54,7 +56,25 @@ impl Serial {
             assert!(!is_guest(), "a guest has sch_netem");
             return Ok(None);
         }
-        Ok(Some(Self { link, rate, _switch: switch }))
+        let cable = Self { link, rate, switch };
+        cable.wait_until_up()?;
+        Ok(Some(cable))
+    }
+
+    /// A device that was set up carries packets once the kernel has looked at its carrier, which it may do a moment later.
+    fn wait_until_up(&self) -> Result<()> {
+        let is_up = |netns: &NetNs| -> Result<bool> {
+            let output = netns.command("ip").args(["-j", "link", "show", "up"]).output()?;
+            let devices: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+            Ok(devices.iter().all(|device| device["ifname"] == "lo" || device["operstate"] == "UP"))
+        };
+        for _ in 0..500 {
+            if is_up(&self.link.near)? && is_up(&self.switch)? && is_up(&self.link.far)? {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!("the cable does not come up")
     }
 
     /// The rate of what pushes back, bit/s.
