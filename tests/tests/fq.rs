@@ -270,7 +270,7 @@ const FRAME_NS: u64 = LARGEST * 8_000_000_000 / CABLE.bps();
 const CPU_NS: u64 = 300_000;
 
 /// Cables with qjump's queues in front of them, fq and HTB, each with levels of every kind.
-fn behind_each_queue(test: impl Fn(&Serial) -> Result<()>) -> Result<()> {
+fn behind_each_queue(test: impl Fn(&Serial, &str) -> Result<()>) -> Result<()> {
     for queue in ["fq", "htb"] {
         let Some(cable) = Serial::new(CABLE)? else { return Ok(()) };
         let (link, bucket) = (&cable.link, format!("{}bit", cable.bucket_bps()));
@@ -286,7 +286,7 @@ fn behind_each_queue(test: impl Fn(&Serial) -> Result<()>) -> Result<()> {
             cable.push_back()?;
         }
         println!("{queue}:");
-        test(&cable)?;
+        test(&cable, queue)?;
         let levels = link.status()?;
         for number in [7, 5, 3, 0] {
             let dropped = level(&levels, number)?["dropped"].as_object().map_or(0, serde_json::Map::len);
@@ -310,7 +310,7 @@ fn at_half_as_much_again_as_the_link_carries_only_the_lowest_level_starves() -> 
     let lowest = Stream { level: 0, payload: 1_472, rate: mbit(6.6) };
     let offered: f64 = higher.iter().chain([&lowest]).map(|stream| stream.rate * 8.0).sum();
     assert!(offered > 1.5 * CABLE.bps() as f64, "{offered}");
-    behind_each_queue(|cable| {
+    behind_each_queue(|cable, queue| {
         let time = Duration::from_secs(4);
         let alone = send_at_once(cable, &higher, time)?;
         let all = send_at_once(cable, &[&higher[..], &[lowest]].concat(), time)?;
@@ -321,7 +321,9 @@ fn at_half_as_much_again_as_the_link_carries_only_the_lowest_level_starves() -> 
             // A frame that is on the wire already stays there. Whoever waits for it waits for what higher levels send meanwhile, too.
             let above = higher.iter().filter(|other| other.level > level).map(|other| other.rate * 8.0).sum::<f64>();
             let one_frame = (FRAME_NS as f64 / (1.0 - above / cable.bucket_bps() as f64)) as u64;
-            for (without, with) in [(alone.median, all.median), (alone.p99, all.p99), (alone.max, all.max)] {
+            // With HTB, once a minute, one packet of a level goes before its turn: see qdisc::tree.
+            let max = (queue == "fq").then_some((alone.max, all.max));
+            for (without, with) in [(alone.median, all.median), (alone.p99, all.p99)].into_iter().chain(max) {
                 assert!(with <= without + one_frame + CPU_NS || !is_virtual(), "level {level}: {alone:?} {all:?}");
             }
         }
@@ -336,7 +338,7 @@ fn at_half_as_much_again_as_the_link_carries_only_the_lowest_level_starves() -> 
 
 #[test]
 fn a_message_waits_for_one_frame_of_bulk_on_the_same_host() -> Result<()> {
-    behind_each_queue(|cable| {
+    behind_each_queue(|cable, _| {
         let link = &cable.link;
         let alone = &send_at_once(cable, &[MESSAGES], Duration::from_secs(4))?[&7];
         let time = Duration::from_secs(3);
