@@ -97,7 +97,6 @@ const EVERYWHERE: &[&str] = &[
     "check",
     "doctor",
     "events",
-    "confirm",
     "bad_input",
     "fq",
     "oldest",
