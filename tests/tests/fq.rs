@@ -71,8 +71,6 @@ fn packets_of_a_guaranteed_level_leave_an_epoch_apart() -> Result<()> {
         let plan = ["--link-rate", "1gbit", "--max-packet", "256", "--epsilon", epsilon, "--level", "7:1"];
         let Some(link) = paced(&plan)? else { return Ok(()) };
         assert_eq!(level(&link.status()?, 7)?["epoch_ns"].as_f64(), Some(epoch_ns as f64));
-        // The kernel takes down the namespaces of earlier tests in the background, on the only CPU.
-        std::thread::sleep(Duration::from_secs(2));
         let mut tap = Tap::arrivals(&link.far, &link.far_device, 0xe0)?;
         let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, 7)?;
         let (pairs, count) = (700, 1_401);
