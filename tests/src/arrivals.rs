@@ -52,7 +52,8 @@ impl Witness {
             let how = if has_tcx() {
                 TcAttachOptions::TcxOrder(LinkOrder::first())
             } else {
-                tc::qdisc_add_clsact(device)?;
+                // The one of an earlier witness stays.
+                let _ = tc::qdisc_add_clsact(device);
                 TcAttachOptions::Netlink(NlOptions::default())
             };
             classifier(&mut lab, "qj_arrivals")?.attach_with_options(device, TcAttachType::Ingress, how)?;
@@ -87,6 +88,7 @@ impl Witness {
 /// bytes on the wire: the burst that the limiter must have had.
 /// `start` gives the earliest time at which an arrival may have been admitted.
 pub fn burst_seen(arrivals: &[Arrival], rate: f64, at_least_ns: u64, start: impl Fn(&Arrival) -> u64) -> f64 {
+    let arrivals = in_order(arrivals);
     let Some(first) = arrivals.first() else { return 0.0 };
     let per_ns = rate / 8e9;
     let mut starts: Vec<u64> = arrivals.iter().map(start).collect();
@@ -113,6 +115,7 @@ pub fn burst_seen(arrivals: &[Arrival], rate: f64, at_least_ns: u64, start: impl
 /// The shortest time within which `n` packets, for any n, were certainly admitted, less (n - 1) T: at
 /// least 0 if no two were admitted closer than T.
 pub fn spacing_slack(arrivals: &[Arrival], epoch_ns: u64, start: impl Fn(&Arrival) -> u64) -> i64 {
+    let arrivals = in_order(arrivals);
     let mut starts: Vec<u64> = arrivals.iter().map(start).collect();
     for i in (0..starts.len().saturating_sub(1)).rev() {
         starts[i] = starts[i].min(starts[i + 1]);
@@ -126,6 +129,14 @@ pub fn spacing_slack(arrivals: &[Arrival], epoch_ns: u64, start: impl Fn(&Arriva
         latest = latest.max(start as i64 - tick);
     }
     slack
+}
+
+/// By the time of arrival. A CPU may be away between its look at the clock and the note that it takes, and others take theirs
+/// meanwhile.
+fn in_order(arrivals: &[Arrival]) -> Vec<Arrival> {
+    let mut arrivals = arrivals.to_vec();
+    arrivals.sort_by_key(|arrival| arrival.arrived_ns);
+    arrivals
 }
 
 /// What a frame of so many L2 bytes takes on the wire.
@@ -152,6 +163,11 @@ mod tests {
         // The same arrival time, but sent long before: it may have waited behind the limiter.
         close[5].sent_ns = 3_000;
         assert!(spacing_slack(&close[4..], 1000, |a| a.sent_ns) >= 0);
+        // Noted late by a CPU that was away.
+        let mut late = even;
+        late[3..8].rotate_left(1);
+        assert_eq!(spacing_slack(&late, 1000, |a| a.sent_ns), 5);
+        assert!(burst_seen(&late, 672e6, 0, |a| a.sent_ns) < 85.0);
     }
 
     #[test]

@@ -14,6 +14,12 @@ pub fn is_virtual() -> bool {
     std::env::var_os("QJUMP_VIRTUAL_TIME").is_some()
 }
 
+/// Whether this is a virtual machine of `cargo xtask vm`: its kernel is Debian's, which has every queue that tests use, and they are
+/// loaded.
+pub fn is_guest() -> bool {
+    std::env::var_os("QJUMP_GUEST").is_some()
+}
+
 /// The eBPF compare-exchange, without which there is no limiter.
 pub fn has_compare_exchange() -> bool {
     if cfg!(target_arch = "x86_64") { at_least(5, 12) } else { at_least(5, 18) }
@@ -22,6 +28,11 @@ pub fn has_compare_exchange() -> bool {
 /// Several programs on one hook, with links.
 pub fn has_tcx() -> bool {
     at_least(6, 6)
+}
+
+/// Pairs of devices with a program of their own, made for containers.
+pub fn has_netkit() -> bool {
+    at_least(6, 7)
 }
 
 /// SO_PRIORITY as a control message. Before, the message that has one is refused.

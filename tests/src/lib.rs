@@ -20,4 +20,5 @@ pub mod relay;
 pub mod results;
 pub mod root;
 pub mod sender;
+pub mod serial;
 pub mod tcp;

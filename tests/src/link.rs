@@ -72,11 +72,24 @@ impl Link {
 
     /// Creates the cable: also after the near end was deleted.
     pub fn plug(&self) -> Result<()> {
-        let Self { near, far, device, far_device, ipv6 } = self;
+        self.plug_with_queues(1)
+    }
+
+    /// The same with so many queues at each end.
+    pub fn plug_with_queues(&self, queues: u32) -> Result<()> {
+        let Self { near, far, device, far_device, .. } = self;
+        let queues = format!("numtxqueues {queues} numrxqueues {queues}");
         near.ip(&format!(
-            "link add {device} address 02:00:00:00:09:01 type veth peer name {far_device} address 02:00:00:00:09:02 netns {}",
+            "link add {device} address 02:00:00:00:09:01 {queues} type veth \
+             peer name {far_device} address 02:00:00:00:09:02 {queues} netns {}",
             far.name()
         ))?;
+        self.introduce()
+    }
+
+    /// Gives the ends of a cable their addresses and neighbours, and sets them up.
+    pub fn introduce(&self) -> Result<()> {
+        let Self { near, far, device, far_device, ipv6 } = self;
         for (netns, device, own, other, mac) in
             [(near, device, NEAR, FAR, "02:00:00:00:09:02"), (far, far_device, FAR, NEAR, "02:00:00:00:09:01")]
         {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use qjump_ebpf::{Config, LevelLimit, limiter::Oversize};
 use qjump_tests::{
     frames::{ethernet, ipv4},
-    kernel::{at_least, has_compare_exchange, is_virtual},
+    kernel::{at_least, has_compare_exchange, is_guest, is_virtual},
     program::{Shim, SkBuff, classifier, lab, time},
 };
 
@@ -76,6 +76,10 @@ fn a_packet_costs_a_small_multiple_of_reading_the_clock() -> Result<()> {
         // A nanosecond is an instruction of the emulated CPU, and the clock costs next to nothing: what was measured, and a
         // third on top.
         assert!(best_effort <= 612 && pass <= 900, "{best_effort} and {pass}");
+        return Ok(());
+    }
+    if is_guest() {
+        // What is dear on a processor is not what is dear to emulate.
         return Ok(());
     }
     let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;

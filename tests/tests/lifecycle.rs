@@ -307,7 +307,8 @@ fn corrupt_pins_are_refused_with_the_remedy_and_unload_clears_them() -> Result<(
         },
         &|| Ok(fs::remove_file(link.pins().map(names::CONFIG))?),
     ];
-    for spoil in spoil {
+    // A filter of clsact has no link.
+    for (_, spoil) in spoil.into_iter().enumerate().filter(|(number, _)| *number != 1 || has_tcx()) {
         link.load(&[])?;
         spoil()?;
         for output in [load()?, link.qjump(&["status", "--interface", &link.device])?, link.qjump(&["status"])?] {
@@ -381,7 +382,11 @@ fn an_interface_of_the_same_name_elsewhere_is_left_alone() -> Result<()> {
     let text = String::from_utf8(run(&["status"])?.stdout)?;
     assert!(text.contains(&format!("{} in namespace net:[{netns}]", link.device)), "{text}");
     assert_eq!((&link.status()?["attached"], &link.status()?["generation"]), (&true.into(), &1.into()));
-    succeeded(&run(&["unload", "--interface", &link.device, "--force"])?)?;
+    if has_tcx() {
+        succeeded(&run(&["unload", "--interface", &link.device, "--force"])?)?;
+    } else {
+        link.unload()?;
+    }
     assert_eq!(programs(&link)?, [""; 0]);
     Ok(())
 }

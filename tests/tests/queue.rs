@@ -1,7 +1,10 @@
 //! The host's queue under `load`, `status` and `unload`: set up, replaced, watched, put back.
 
 use anyhow::Result;
-use qjump_tests::link::{Link, failed, succeeded};
+use qjump_tests::{
+    kernel::has_tcx,
+    link::{Link, failed, succeeded},
+};
 use serde_json::{Value, json};
 
 /// A plan for TCP: level 5 with bursts of a few frames, level 7 guaranteed.
@@ -32,7 +35,13 @@ fn host_state(link: &Link) -> Result<String> {
     let tc = link.near.command("tc").args(["-d", "qdisc", "show", "dev", &link.device]).output()?;
     let ip = link.near.command("ip").args(["-d", "-j", "link", "show", "dev", &link.device]).output()?;
     let ip: Value = serde_json::from_slice(&ip.stdout)?;
-    Ok(format!("{}gso_max_segs {}", succeeded(&tc)?, ip[0]["gso_max_segs"]))
+    // Where the program is attached on a kernel without tcx; it is no queue.
+    let queues: Vec<String> = succeeded(&tc)?
+        .lines()
+        .filter(|line| !line.starts_with("qdisc clsact"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    Ok(format!("{}gso_max_segs {}", queues.concat(), ip[0]["gso_max_segs"]))
 }
 
 #[test]
@@ -138,6 +147,14 @@ fn queues_that_cannot_be_are_refused_with_the_remedy() -> Result<()> {
     Ok(())
 }
 
+/// Takes the program off the interface, and nothing else.
+fn detach(link: &Link) -> Result<()> {
+    if has_tcx() {
+        return Ok(std::fs::remove_file(link.pins().link())?);
+    }
+    link.near.batch("tc", &format!("filter del dev {} egress\n", link.device))
+}
+
 /// What a load finds of an earlier one that is no longer in force is put back first, so that what was there
 /// before that one comes back in the end.
 #[test]
@@ -149,7 +166,7 @@ fn what_an_interrupted_load_left_is_put_back() -> Result<()> {
     let before = host_state(&link)?;
     succeeded(&load(&link, &["--queue", "htb"])?)?;
     // As if it had been killed before it attached.
-    std::fs::remove_file(link.pins().link())?;
+    detach(&link)?;
     assert!(host_state(&link)?.contains("htb 716a:"));
     let said = succeeded(&load(&link, &["--queue", "htb"])?)?;
     assert!(said.contains("removing what an earlier load had left"), "{said}");
@@ -157,7 +174,7 @@ fn what_an_interrupted_load_left_is_put_back() -> Result<()> {
     assert_eq!(host_state(&link)?, before);
     // And where unload is what comes next.
     succeeded(&load(&link, &["--queue", "htb"])?)?;
-    std::fs::remove_file(link.pins().link())?;
+    detach(&link)?;
     link.unload()?;
     assert_eq!(host_state(&link)?, before);
     Ok(())

@@ -3,6 +3,7 @@
 use super::packages;
 use crate::{apt, process, say};
 use anyhow::{Context, bail};
+use nix::sys::statvfs::statvfs;
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -41,8 +42,8 @@ pub enum Clock {
 pub struct Guest<'a> {
     /// The kernel.
     pub kernel: &'a Path,
-    /// The first file system.
-    pub image: &'a Path,
+    /// The first file system, if it has any.
+    pub image: Option<&'a Path>,
     /// Folder for console.log and results.log.
     pub folder: &'a Path,
     /// Memory, MiB.
@@ -117,17 +118,24 @@ impl Qemu {
         let mut running = Running(command.spawn().context("cannot run QEMU")?);
         let begun = Instant::now();
         loop {
-            if let Some(status) = running.0.try_wait()? {
-                watch(&read(&results));
-                if !status.success() {
-                    bail!("QEMU failed ({status}): {}", read(&errors).trim());
-                }
+            let status = running.0.try_wait()?;
+            watch(&read(&results));
+            if let Some(status) = status.filter(|status| !status.success()) {
+                bail!("QEMU failed ({status}): {}", read(&errors).trim());
+            }
+            // QEMU says nothing when it cannot write what the guest says.
+            if statvfs(guest.folder)?.blocks_available() == 0 {
+                bail!(
+                    "no space is left for what the guest says, in {}: make room, and start again",
+                    guest.folder.display()
+                );
+            }
+            if status.is_some() {
                 return Ok(End::Off);
             }
             if begun.elapsed() > limit {
                 return Ok(End::TimeOut);
             }
-            watch(&read(&results));
             std::thread::sleep(Duration::from_millis(200));
         }
     }
@@ -165,13 +173,17 @@ fn arguments(guest: &Guest<'_>) -> Vec<String> {
     let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
     add("-m", guest.memory.to_string());
     add("-kernel", guest.kernel.display().to_string());
-    add("-initrd", guest.image.display().to_string());
+    if let Some(image) = guest.image {
+        add("-initrd", image.display().to_string());
+    }
     match guest.clock {
         Clock::Real { cpus, kvm } => {
             add("-accel", if kvm { "kvm" } else { "tcg,thread=multi" }.to_owned());
             add("-smp", cpus.to_string());
             add("-cpu", if kvm { "host" } else { "max" }.to_owned());
-            add("-append", kernel_line);
+            // The emulated CPUs count together. A kernel that does not believe it goes over to the hpet, whose readers wait for each
+            // other and may then see a time that is over (read_hpet, arch/x86/kernel/hpet.c).
+            add("-append", if kvm { kernel_line } else { format!("{kernel_line} tsc=reliable") });
         }
         // What is not a function of the instructions is taken away: the host's clock, and its true random numbers.
         Clock::Virtual { seed } => {
@@ -190,10 +202,12 @@ fn arguments(guest: &Guest<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use std::os::unix::fs::PermissionsExt;
 
     fn guest(clock: Clock) -> Vec<String> {
         let path = Path::new("/x");
-        arguments(&Guest { kernel: path, image: path, folder: path, memory: 512, clock, shell: false })
+        arguments(&Guest { kernel: path, image: Some(path), folder: path, memory: 512, clock, shell: false })
     }
 
     #[test]
@@ -210,5 +224,126 @@ mod tests {
     fn in_real_time_a_guest_has_its_cpus() {
         let words = guest(Clock::Real { cpus: 2, kvm: false });
         assert!(words.contains(&"2".to_owned()) && !words.contains(&"-icount".to_owned()));
+    }
+
+    /// A folder with a program in QEMU's place. It finds where its console and its results go in `$console` and `$results`.
+    struct Fake(PathBuf);
+
+    impl Fake {
+        fn new(name: &str, script: &str) -> Self {
+            let fake = Self(std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id())));
+            let find = "for word; do case $word in file:*console.log) console=${word#file:};; file:*) results=${word#file:};; esac; done";
+            fake.put(format!("#!/bin/sh\n{find}\n{script}\n").as_bytes());
+            fake
+        }
+
+        fn put(&self, content: &[u8]) {
+            let program = self.0.join("usr/bin").join(PROGRAM);
+            fs::create_dir_all(program.parent().unwrap()).unwrap();
+            fs::write(&program, content).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+
+        fn run(&self, limit: Duration) -> anyhow::Result<End> {
+            let clock = Clock::Real { cpus: 1, kvm: false };
+            let kernel = Path::new("/kernel");
+            let guest = Guest { kernel, image: None, folder: &self.0, memory: 256, clock, shell: false };
+            Qemu { unpacked: Some(self.0.clone()) }.run(&guest, limit, |_| {})
+        }
+
+        /// The process that the program has written down, once it has.
+        fn pid(&self) -> u32 {
+            (0..500)
+                .find_map(|_| {
+                    std::thread::sleep(Duration::from_millis(20));
+                    fs::read_to_string(self.0.join("pid")).ok()?.trim().parse().ok()
+                })
+                .expect("the program starts")
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Whether a process is there and no zombie.
+    fn lives(pid: u32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+    }
+
+    const FOR_EVER: &str = "echo booting > $console; echo $$ > ${results%/*}/pid; exec sleep 1000";
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_guest_that_hangs_is_ended_and_its_console_kept() {
+        let fake = Fake::new("hangs", FOR_EVER);
+        assert_eq!(fake.run(Duration::from_secs(1)).unwrap(), End::TimeOut);
+        assert!(!lives(fake.pid()));
+        assert_eq!(read(&fake.0.join("console.log")), "booting\n");
+    }
+
+    #[test]
+    fn qemus_own_failure_is_told_in_its_words() {
+        let fake = Fake::new("fails", "echo no such machine >&2; exit 1");
+        let error = fake.run(LONG).unwrap_err().to_string();
+        assert!(error.contains("exit status: 1") && error.contains("no such machine"), "{error}");
+    }
+
+    /// A small disk at a fake's folder; it takes root rights.
+    struct Disk<'a>(&'a Path);
+
+    impl Drop for Disk<'_> {
+        fn drop(&mut self) {
+            let _ = umount2(self.0, MntFlags::MNT_DETACH);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_no_silent_end() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let fake = Fake::new("full", "echo said > $results; while echo more; do :; done >> $console 2> /dev/null");
+        let program = fs::read(fake.0.join("usr/bin").join(PROGRAM)).unwrap();
+        mount(Some("tmpfs"), &fake.0, Some("tmpfs"), MsFlags::empty(), Some("size=128k")).unwrap();
+        let _disk = Disk(&fake.0);
+        fake.put(&program);
+        let error = fake.run(LONG).unwrap_err().to_string();
+        assert!(error.contains("no space is left") && error.contains(fake.0.to_str().unwrap()), "{error}");
+    }
+
+    const FOLDER: &str = "XTASK_TEST_FOLDER";
+
+    /// Not a test of its own: what the next one kills.
+    #[test]
+    #[ignore = "the process that another test kills"]
+    fn waits_for_a_guest() {
+        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
+        let fake = std::mem::ManuallyDrop::new(Fake(folder));
+        let _ = fake.run(LONG);
+    }
+
+    #[test]
+    fn no_guest_outlives_who_started_it() {
+        let fake = Fake::new("orphan", FOR_EVER);
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "vm::boot::tests::waits_for_a_guest", "--ignored"])
+            .env(FOLDER, &fake.0)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = fake.pid();
+        assert!(lives(pid));
+        // It can do nothing about this.
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let gone = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            !lives(pid)
+        });
+        assert!(gone, "{pid} lives on");
     }
 }

@@ -15,6 +15,9 @@ pub const REFUSED: [&str; 1] = ["5.10"];
 /// The name for the newest kernel there is, of whatever series.
 pub const NEWEST: &str = "newest";
 
+/// What the C library calls ENOSPC: another kernel would have no room either.
+const FULL: &str = "No space left on device";
+
 const IMAGE: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
 
@@ -33,6 +36,7 @@ const MODULES: &[&str] = &[
     "inet_diag",
     "macvlan",
     "netkit",
+    "nf_tables",
     "packet_diag",
     "sch_etf",
     "sch_fq",
@@ -139,6 +143,10 @@ fn fetch(series: &str, vm: &Path) -> anyhow::Result<String> {
                 return Ok(release);
             }
             Err(error) => {
+                if error.contains(FULL) {
+                    let _ = fs::remove_dir_all(&partial);
+                    bail!("{error}; make room where {} is", vm.display());
+                }
                 say!("{release} cannot be had: {error}; trying the next one of the series");
                 let _ = fs::remove_dir_all(&partial);
                 reason = anyhow::anyhow!(error);

@@ -4,6 +4,7 @@ mod boot;
 mod cpio;
 mod image;
 mod kernel;
+mod kvm;
 mod packages;
 mod verdict;
 
@@ -14,6 +15,7 @@ use anyhow::{Context, bail};
 use boot::{Clock, Guest, Qemu};
 use image::{Contents, Step};
 use kernel::Kernel;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -90,7 +92,11 @@ const EVERYWHERE: &[&str] = &[
     "assign",
     "qdisc",
     "queue",
-    "pacing",
+    "backpressure",
+    "devices",
+    "check",
+    "doctor",
+    "events",
     "bad_input",
     "fq",
     "oldest",
@@ -102,10 +108,13 @@ const RESULTS: &str = "/results";
 /// Tests that compile a program in C; guests have no compiler.
 const NEED_A_COMPILER: &[&str] = &["a_static_program_is_as_good_as_any"];
 
-/// Tests that offer more packets a second than an emulated machine can send, and assert that the limit was reached.
+/// Tests that offer more packets a second than an emulated machine can send, and assert that the limit was reached, or
+/// compare how long packets wait for it. What they assert of pacing and of TCP, `fq` does in virtual time.
 const NEED_A_FAST_MACHINE: &[&str] = &[
     "a_level_never_gets_more_than_its_rate_and_one_packet",
     "levels_have_strict_priority_on_a_link_that_does_not_push_back",
+    "tcp_gets_the_rate_of_its_level",
+    "a_message_does_not_wait_behind_bulk_of_its_own_host",
 ];
 
 /// A test program that was built.
@@ -142,15 +151,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
 
     build::qjump(&workspace, Objects::ProgramAndLab)?;
-    let built = build_tests(&workspace)?;
+    let named: BTreeSet<&str> = series.iter().flat_map(|series| tests_for(series, args)).collect();
+    let built = build_tests(&workspace, &named)?;
     let images = kernels
         .iter()
         .map(|kernel| image(&contents(&workspace, &built, &kernel.series, args)?, kernel, &vm))
         .collect::<Result<Vec<_>, _>>()?;
     let guests: Vec<(&Kernel, &Path)> = kernels.iter().zip(images.iter().map(PathBuf::as_path)).collect();
+    let kvm = !args.virtual_time && kernels.last().is_some_and(|kernel| kvm::works(&qemu, kernel, &vm));
     let verdicts = side_by_side(if args.shell { 1 } else { args.jobs.into() }, &guests, |(kernel, image)| {
         let begun = Instant::now();
-        let verdict = guest(&qemu, kernel, image, args)?;
+        let verdict = guest(&qemu, kernel, image, kvm, args)?;
         // It has everything in it and is quickly made again.
         fs::remove_file(image)?;
         Ok((verdict, begun.elapsed()))
@@ -160,6 +171,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     for (kernel, (verdict, took)) in kernels.iter().zip(&verdicts) {
         println!("{}", row(kernel, verdict, *took));
+        if verdict.broken.is_some() {
+            let console = boot::read(&vm.join("results").join(&kernel.series).join("console.log"));
+            println!("  the end of its console:\n{}", last_lines(&console, 20));
+        }
     }
     for (kernel, (verdict, _)) in kernels.iter().zip(&verdicts) {
         for step in &verdict.steps {
@@ -177,18 +192,37 @@ fn list(workspace: &Workspace, vm: &Path) -> anyhow::Result<ExitCode> {
         println!("  {series:8} {release}");
     }
     println!("test programs (* on every kernel, unless others are named):");
-    let mut names: Vec<String> = fs::read_dir(workspace.root().join("tests/tests"))?
-        .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))
-        .collect();
-    names.sort();
-    for name in names {
+    for name in test_programs(workspace)? {
         println!("  {name}{}", if EVERYWHERE.contains(&name.as_str()) { " *" } else { "" });
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the integration tests and says where they are.
-fn build_tests(workspace: &Workspace) -> anyhow::Result<Vec<Built>> {
+/// The names of the integration tests.
+fn test_programs(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+    let entries = fs::read_dir(workspace.root().join("tests/tests"))?;
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned)).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The test programs that a guest runs.
+fn tests_for<'a>(series: &str, args: &'a Args) -> Vec<&'a str> {
+    match args.tests.is_empty() {
+        true if args.shell || !args.experiment.is_empty() => Vec::new(),
+        true if kernel::REFUSED.contains(&series) => vec!["oldest"],
+        true => EVERYWHERE.to_vec(),
+        false => args.tests.iter().map(String::as_str).collect(),
+    }
+}
+
+/// Builds these integration tests and what guests run besides, and says where they are.
+fn build_tests(workspace: &Workspace, names: &BTreeSet<&str>) -> anyhow::Result<Vec<Built>> {
+    let there = test_programs(workspace)?;
+    if let Some(unknown) = names.iter().find(|name| !there.iter().any(|program| program == *name)) {
+        bail!("there is no test program '{unknown}'; `cargo xtask vm --list` has their names");
+    }
     say!("building the tests");
     let mut cargo = build::cargo(workspace)?;
     cargo.args([
@@ -199,7 +233,9 @@ fn build_tests(workspace: &Workspace) -> anyhow::Result<Vec<Built>> {
         "--locked",
         "--no-run",
         "--message-format=json-render-diagnostics",
+        "--bins",
     ]);
+    cargo.args(names.iter().flat_map(|name| ["--test", *name]));
     let output = cargo.stderr(std::process::Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("the tests do not build");
@@ -226,12 +262,6 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
             .find(|built| built.name == name && !built.is_test && built.path.parent() == workspace.binary().parent());
         found.map(|built| built.path.clone()).with_context(|| format!("cargo built no program {name}"))
     };
-    let named: Vec<&str> = match args.tests.is_empty() {
-        true if !args.experiment.is_empty() => Vec::new(),
-        true if kernel::REFUSED.contains(&series) => vec!["oldest"],
-        true => EVERYWHERE.to_vec(),
-        false => args.tests.iter().map(String::as_str).collect(),
-    };
     let mut steps = Vec::new();
     let mut files = vec![
         workspace.binary(),
@@ -241,10 +271,9 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         is_program("claimant")?,
     ];
     files.extend(python_library());
-    for name in named {
+    for name in tests_for(series, args) {
         let test = built.iter().find(|built| built.is_test && built.name == name);
-        let test = test
-            .with_context(|| format!("there is no test program '{name}'; `cargo xtask vm --list` has their names"))?;
+        let test = test.with_context(|| format!("cargo built no test program {name}"))?;
         let mut command = vec![test.path.display().to_string(), "--test-threads=1".to_owned()];
         command.extend(
             NEED_A_COMPILER.iter().chain(NEED_A_FAST_MACHINE).flat_map(|test| ["--skip", test]).map(str::to_owned),
@@ -272,6 +301,8 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         ("PATH", "/usr/bin".to_owned()),
         ("HOME", "/root".to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),
+        // Here no kernel can hide that it lacks what it should have.
+        ("QJUMP_GUEST", "1".to_owned()),
         ("QJUMP_BIN", workspace.binary().display().to_string()),
         ("QJUMP_OBJECT", workspace.program_object().display().to_string()),
         ("QJUMP_LAB_OBJECT", workspace.lab_object().display().to_string()),
@@ -322,7 +353,8 @@ fn image(contents: &Contents, kernel: &Kernel, vm: &Path) -> anyhow::Result<Path
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let image = folder.join("image.cpio");
     let begun = Instant::now();
-    image::write(contents, kernel, &vm.join("stripped"), &image)?;
+    // Half an image is of no use, and may be what has filled the disk.
+    image::write(contents, kernel, &vm.join("stripped"), &image).inspect_err(|_| drop(fs::remove_file(&image)))?;
     let size = fs::metadata(&image)?.len() >> 20;
     say!(
         "{}: {} ({size} MiB of files, put together in {:.1} s)",
@@ -334,13 +366,14 @@ fn image(contents: &Contents, kernel: &Kernel, vm: &Path) -> anyhow::Result<Path
 }
 
 /// Runs one guest and keeps what it said.
-fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, args: &Args) -> anyhow::Result<Verdict> {
+fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, kvm: bool, args: &Args) -> anyhow::Result<Verdict> {
     let folder = image.parent().context("an image lies in the folder of its results")?;
     let clock = match args.virtual_time {
         true => Clock::Virtual { seed: args.seed },
-        false => Clock::Real { cpus: args.cpus, kvm: false },
+        false => Clock::Real { cpus: args.cpus, kvm },
     };
-    let guest = Guest { kernel: &kernel.image(), image, folder, memory: args.memory, clock, shell: args.shell };
+    let guest =
+        Guest { kernel: &kernel.image(), image: Some(image), folder, memory: args.memory, clock, shell: args.shell };
     let mut shown = 0;
     let end = qemu.run(&guest, Duration::from_secs(args.limit), |results| {
         // Whole lines only; the rest comes with its end.
@@ -365,6 +398,13 @@ fn keep(folder: &Path, step: &Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// So many lines from the end, indented.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let lines = lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("    {}", line.trim_end()));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// What a guest did, for people.
 fn row(kernel: &Kernel, verdict: &Verdict, took: Duration) -> String {
     let name = verdict.release.as_deref().unwrap_or(&kernel.release);
@@ -381,6 +421,13 @@ fn row(kernel: &Kernel, verdict: &Verdict, took: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_console_is_its_last_lines() {
+        assert_eq!(last_lines("a\r\nb\nc\n", 2), "    b\n    c");
+        assert_eq!(last_lines("a", 2), "    a");
+        assert_eq!(last_lines("", 2), "");
+    }
 
     #[test]
     fn cargo_says_what_it_built() {
