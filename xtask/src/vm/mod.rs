@@ -153,7 +153,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
 
     build::qjump(&workspace, Objects::ProgramAndLab)?;
-    let built = build_tests(&workspace, args.experiment.is_empty())?;
+    let built = build_tests(&workspace, args.experiment.is_empty() && !args.shell)?;
     let jobs = jobs(args, &kernels, &vm);
     // What is wrong with any of them is said before the first one runs.
     let contents = jobs.iter().map(|job| contents(&workspace, &built, job, args)).collect::<Result<Vec<_>, _>>()?;
@@ -269,7 +269,7 @@ fn contents(workspace: &Workspace, built: &[Built], job: &Job<'_>, args: &Args) 
         found.map(|built| built.path.clone()).with_context(|| format!("cargo built no program {name}"))
     };
     let named: Vec<&str> = match args.tests.is_empty() {
-        true if !args.experiment.is_empty() => Vec::new(),
+        true if !args.experiment.is_empty() || args.shell => Vec::new(),
         true if kernel::REFUSED.contains(&series) => vec!["oldest"],
         true => EVERYWHERE.to_vec(),
         false => args.tests.iter().map(String::as_str).collect(),
@@ -469,5 +469,48 @@ mod tests {
             None
         );
         assert_eq!(executable("Compiling x"), None);
+    }
+
+    fn args(words: &str) -> Args {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: Args,
+        }
+        clap::Parser::try_parse_from(std::iter::once("vm").chain(words.split_whitespace()))
+            .map(|command: Command| command.args)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn each_seed_and_each_repeat_is_a_guest_with_a_folder_of_its_own() {
+        let kernels = [Kernel::of("6.12", "6.12.1-cloud-amd64")];
+        let folders = |words: &str| -> Vec<String> {
+            let jobs = jobs(&args(words), &kernels, Path::new("/vm"));
+            jobs.iter().map(|job| job.folder.display().to_string()).collect()
+        };
+        assert_eq!(folders(""), ["/vm/results/6.12"]);
+        assert_eq!(
+            folders("--virtual-time --experiment bound --seed 1 --seed 7 --repeat 2"),
+            ["seed-1/repeat-1", "seed-1/repeat-2", "seed-7/repeat-1", "seed-7/repeat-2"]
+                .map(|folder| format!("/vm/results/6.12/{folder}"))
+        );
+    }
+
+    #[test]
+    fn the_command_in_results_is_that_of_one_guest_and_the_same_for_its_repeats() {
+        let kernels = [Kernel::of("6.12", "6.12.1-cloud-amd64")];
+        let args = args("--virtual-time --experiment bound --seed 7 --repeat 2 --jobs 1 -- --quick");
+        let jobs = jobs(&args, &kernels, Path::new("/vm"));
+        let commands: BTreeSet<String> = jobs.iter().map(|job| command_of(job, &args)).collect();
+        let command = "cargo xtask vm --kernel 6.12 --virtual-time --seed 7 --memory 640 --experiment bound -- --quick";
+        assert_eq!(commands.into_iter().collect::<Vec<_>>(), [command]);
+    }
+
+    #[test]
+    fn progress_of_tests_and_experiments_is_news() {
+        let experiments = ["bound".to_owned()];
+        assert!(is_news("bound: 1 of 6, aligned", &experiments) && is_news("test a ... ok", &[]));
+        assert!(is_news("@@qjump up 6.12", &[]) && !is_news("  \"bound\": 1", &experiments));
     }
 }
