@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::QueueChoice,
     dataplane::{self, Hook, Loaded, Pins},
+    measure::ethtool::Ethtool,
     plan::Plan,
     units::Rate,
 };
@@ -188,6 +189,7 @@ impl Rack {
             leaf.name()
         ))?;
         leaf.ip(&format!("link set {port} master br0 up"))?;
+        part(leaf, &port)?;
         if let Some(address) = self.address6(host) {
             netns.enter(|| Ok(std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "0")?))?;
             netns.ip(&format!("link set {interface} addrgenmode none"))?;
@@ -435,15 +437,25 @@ fn bridge(rack: &str, role: &str) -> Result<NetNs> {
     Ok(switch)
 }
 
+/// Makes what arrives at a port nobody's. The kernel keeps a packet's socket across a pair of veth, so that TCP would take
+/// what waits in the switch for its own host's queue, and keep that to a millisecond (TCP small queues): no queue would ever
+/// build up. A veth that does GRO lets go of TCP's packets (`skb_prepare_for_gro`, include/linux/skbuff.h); it must not put
+/// any together, which the switch would take for one.
+fn part(switch: &NetNs, port: &str) -> Result<()> {
+    switch.ip(&format!("link set {port} gro_max_size 1"))?;
+    switch.enter(|| Ethtool::new()?.turn_gro_on(port).with_context(|| format!("cannot turn GRO on for {port}")))
+}
+
 /// The qdisc that holds the packets of one queue.
 fn queue(port: &Port, queueing: Queueing) -> String {
     let Port { rate, buffer } = port;
     match queueing {
         Queueing::Fifo | Queueing::Strict => format!("bfifo limit {buffer}"),
         // From the threshold on, every packet is marked, by the queue's length now and not by its average: tc wants a burst
-        // of at least min / avpkt, and a short one makes for a short memory.
+        // of at least min / avpkt, and a short one makes for a short memory. What cannot be marked (SYNs, and all of UDP)
+        // waits with the rest; without nodrop it would be dropped, and connections could not be made.
         Queueing::Marking(threshold) => format!(
-            "red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn",
+            "red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn nodrop",
             threshold + 1,
             threshold / FRAME + 1
         ),
