@@ -189,7 +189,7 @@ impl Rack {
             leaf.name()
         ))?;
         leaf.ip(&format!("link set {port} master br0 up"))?;
-        part(leaf, &port)?;
+        part(netns, &interface, leaf, &port)?;
         if let Some(address) = self.address6(host) {
             netns.enter(|| Ok(std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "0")?))?;
             netns.ip(&format!("link set {interface} addrgenmode none"))?;
@@ -439,11 +439,14 @@ fn bridge(rack: &str, role: &str) -> Result<NetNs> {
 
 /// Makes what arrives at a port nobody's. The kernel keeps a packet's socket across a pair of veth, so that TCP would take
 /// what waits in the switch for its own host's queue, and keep that to a millisecond (TCP small queues): no queue would ever
-/// build up. A veth that does GRO lets go of TCP's packets (`skb_prepare_for_gro`, include/linux/skbuff.h); it must not put
-/// any together, which the switch would take for one.
-fn part(switch: &NetNs, port: &str) -> Result<()> {
+/// build up. TCP's packets lose their socket on their way into GRO (`skb_prepare_for_gro`, include/linux/skbuff.h), where a
+/// veth takes those of a peer without TSO (`veth_skb_is_eligible_for_gro`, drivers/net/veth.c). GRO must not put any
+/// together, which the switch would take for one.
+fn part(host: &NetNs, interface: &str, switch: &NetNs, port: &str) -> Result<()> {
     switch.ip(&format!("link set {port} gro_max_size 1"))?;
-    switch.enter(|| Ethtool::new()?.turn_gro_on(port).with_context(|| format!("cannot turn GRO on for {port}")))
+    let refused = |device: &str| format!("cannot set the offloads of {device}");
+    host.enter(|| Ethtool::new()?.set_tso(interface, false).with_context(|| refused(interface)))?;
+    switch.enter(|| Ethtool::new()?.set_gro(port, true).with_context(|| refused(port)))
 }
 
 /// The qdisc that holds the packets of one queue.
