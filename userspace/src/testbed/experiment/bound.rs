@@ -152,7 +152,7 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
 
 fn soak_cases(setup: &Setup) -> Result<Vec<Case>> {
     let plan = soak_plan(setup)?;
-    let time = Duration::from_secs(setup.pick(2, 30));
+    let time = Duration::from_secs(setup.pick(2, 32));
     let aligned = Attack::new(setup, &plan, SMALL, Phases::Aligned, time, promised_ns(&plan)?)?;
     let mut cases = vec![aligned.clone().case(Phases::Aligned.name().into(), &plan).allow(MACHINE)];
     for drift in 1..=setup.pick(1, DRIFTS) {
