@@ -162,7 +162,7 @@ mod tests {
         };
         let whole = "said\r\n@@qjump file a.json\r\n{\r\n  \"a\": 1\r\n}\r\n@@qjump whole\r\n";
         let json = ("a.json".to_owned(), "{\n  \"a\": 1\n}\n".to_owned());
-        assert_eq!(files(whole), [json.clone()]);
+        assert_eq!(files(whole), std::slice::from_ref(&json));
         let second = "@@qjump file a.md\r\n# a\r\n@@qjump whole\r\n";
         assert_eq!(files(&format!("{whole}{second}")), [json, ("a.md".to_owned(), "# a\n".to_owned())]);
         assert_eq!(files("@@qjump file a.json\r\n{\r\n"), []);

@@ -49,7 +49,7 @@ pub static BOUND: Experiment = Experiment {
 /// The same at f = 1 alone, for as long as it takes to send some 300,000 packets.
 pub static BOUND_SOAK: Experiment = Experiment {
     name: "bound-soak",
-    about: "all hosts send to one at throughput factor 1, some 300,000 packets: is any over the bound, and how near do they come?",
+    about: "all hosts send to one at throughput factor 1, some 300,000 packets: whether any is over the bound, and how near they come",
     figure: "Figure 11 at f = 1",
     paper: "no packet over the bound up to f = 1, by proof",
     differs: "Made for virtual time, where the machine is never away; elsewhere it takes some four minutes. Of the bound, a \
