@@ -71,8 +71,11 @@ fn work() -> Result<()> {
         let name = step["name"].as_str().context("a step has no name")?;
         writeln!(results, "{MARK} begin {name}")?;
         let status = run(step, &job, &results).with_context(|| format!("step {name}"))?;
-        if let Some(text) = step["file"].as_str().and_then(|path| fs::read_to_string(path).ok()) {
-            writeln!(results, "{MARK} file\n{}\n{MARK} whole", text.trim_end())?;
+        for path in strings(&step["files"])? {
+            // A step that failed may have left none.
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let file = Path::new(&path).file_name().unwrap_or_default().display();
+            writeln!(results, "{MARK} file {file}\n{}\n{MARK} whole", text.trim_end())?;
         }
         writeln!(results, "{MARK} end {status} {name}")?;
     }

@@ -441,9 +441,10 @@ fn queue(port: &Port, queueing: Queueing) -> String {
     match queueing {
         Queueing::Fifo | Queueing::Strict => format!("bfifo limit {buffer}"),
         // From the threshold on, every packet is marked, by the queue's length now and not by its average: tc wants a burst
-        // of at least min / avpkt, and a short one makes for a short memory.
+        // of at least min / avpkt, and a short one makes for a short memory. What cannot be marked (SYNs, and all of UDP)
+        // waits with the rest; without nodrop it would be dropped, and connections could not be made.
         Queueing::Marking(threshold) => format!(
-            "red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn",
+            "red limit {buffer} min {threshold} max {} avpkt {FRAME} burst {} bandwidth {rate} probability 1 ecn nodrop",
             threshold + 1,
             threshold / FRAME + 1
         ),

@@ -95,8 +95,8 @@ pub struct Step {
     pub command: Vec<String>,
     /// Whether it has the console, for a person.
     pub console: bool,
-    /// A file that it leaves in the guest, and that is wanted here: text.
-    pub file: Option<String>,
+    /// Files that it leaves in the guest, and that are wanted here: text.
+    pub files: Vec<String>,
 }
 
 /// Writes the image of a guest. `scratch` keeps programs without their debug information.
@@ -166,10 +166,11 @@ impl Place {
             if ["__pycache__", "test", "dist-packages"].contains(&name.as_str()) || name.starts_with("config-") {
                 return Ok(());
             }
-            for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
-                self.same(&entry?.path())?;
-            }
-            return Ok(());
+            let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+            // In virtual time the same files must make the same image.
+            paths.sort();
+            return paths.iter().try_for_each(|path| self.same(path));
         }
         if path.is_symlink() {
             let target = fs::read_link(path)?;

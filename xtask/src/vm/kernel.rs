@@ -92,6 +92,12 @@ impl Kernel {
         Ok(Self { series: series.to_owned(), folder: kernels.join(&release), release })
     }
 
+    /// A kernel that is nowhere.
+    #[cfg(test)]
+    pub fn of(series: &str, release: &str) -> Self {
+        Self { series: series.to_owned(), release: release.to_owned(), folder: PathBuf::new() }
+    }
+
     /// The kernel itself.
     pub fn image(&self) -> PathBuf {
         let old = self.folder.join(format!("boot/vmlinuz-{}", self.release));

@@ -15,22 +15,30 @@ use anyhow::{Context, bail};
 use boot::{Clock, Guest, Qemu};
 use image::{Contents, Step};
 use kernel::Kernel;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use verdict::{Outcome, Verdict};
+use verdict::{Counts, Verdict};
 
 /// Run the integration tests on the kernels of Debian's releases, in virtual machines.
 ///
 /// Kernels and QEMU are Debian's packages. They are fetched into target/vm once and not installed; afterwards no
 /// network is needed. Needs no root rights. Without KVM the machines are emulated, which is some ten times slower.
 ///
-/// What each guest said is in target/vm/results/SERIES: results.log of the tests, console.log of the kernel.
-/// Exit status 2 if a test failed or a guest did not do its job, 75 if kernels or QEMU cannot be had now.
+/// What each guest said is in target/vm/results/SERIES: results.log of the tests, console.log of the kernel, and what
+/// experiments leave: NAME.json with its checksum, NAME.md, NAME.svg. With several seeds or repeats each guest has a folder there.
+///
+/// In virtual time, time goes by the instructions that the guest executes: nothing in it comes from this machine's clock or
+/// load, and the same command gives the same files, byte by byte. --repeat 2 holds it to that. --seed changes what its
+/// kernel takes for chance, and in experiments the phases of probes, bursts and epochs, and the times and sizes of requests
+/// and transfers. Another kernel, build, or size of memory changes figures as another seed does.
+///
+/// Exit status 2 if a test failed, a claim of an experiment does not hold, repeats differ, or a guest did not do its job; 75
+/// if kernels or QEMU cannot be had now.
 #[derive(clap::Args)]
 pub struct Args {
     /// A series of kernels; repeatable. Without it: all
@@ -42,9 +50,12 @@ pub struct Args {
     /// Let time go by the instructions executed: slow, and the same figures whatever this machine is doing
     #[arg(long)]
     virtual_time: bool,
-    /// What the guest's kernel takes for chance in virtual time
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "virtual_time")]
-    seed: u64,
+    /// What chance begins with in virtual time; repeatable: a guest for each
+    #[arg(long, value_name = "N", default_value = "1", requires = "virtual_time")]
+    seed: Vec<u64>,
+    /// Run each guest so many times, and compare the checksums of what experiments leave
+    #[arg(long, value_name = "N", default_value_t = 1, requires_all = ["virtual_time", "experiment"], value_parser = clap::value_parser!(u8).range(1..=100))]
+    repeat: u8,
     /// CPUs of a guest in real time
     #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "virtual_time", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
@@ -57,8 +68,7 @@ pub struct Args {
     /// Guests that run at once
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
-    /// Run an experiment of `qjump testbed` instead of tests; repeatable. Its JSON comes to target/vm/results/SERIES, with
-    /// its checksum: in virtual time the same command gives the same one
+    /// Run an experiment of `qjump testbed` instead of tests; repeatable
     #[arg(long, value_name = "NAME", conflicts_with = "tests")]
     experiment: Vec<String>,
     /// Open a shell in the guest instead of running tests; exit ends the guest
@@ -153,15 +163,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     build::qjump(&workspace, Objects::ProgramAndLab)?;
     let named: BTreeSet<&str> = series.iter().flat_map(|series| tests_for(series, args)).collect();
     let built = build_tests(&workspace, &named)?;
-    let images = kernels
-        .iter()
-        .map(|kernel| image(&contents(&workspace, &built, &kernel.series, args)?, kernel, &vm))
-        .collect::<Result<Vec<_>, _>>()?;
-    let guests: Vec<(&Kernel, &Path)> = kernels.iter().zip(images.iter().map(PathBuf::as_path)).collect();
     let kvm = !args.virtual_time && kernels.last().is_some_and(|kernel| kvm::works(&qemu, kernel, &vm));
-    let verdicts = side_by_side(if args.shell { 1 } else { args.jobs.into() }, &guests, |(kernel, image)| {
+    let jobs = jobs(args, &kernels, &vm);
+    // What is wrong with any of them is said before the first one runs.
+    let contents = jobs.iter().map(|job| contents(&workspace, &built, job, args)).collect::<Result<Vec<_>, _>>()?;
+    let jobs: Vec<(Job<'_>, Contents)> = jobs.into_iter().zip(contents).collect();
+    let verdicts = side_by_side(if args.shell { 1 } else { args.jobs.into() }, &jobs, |(job, contents)| {
+        let image = image(contents, job, &vm)?;
         let begun = Instant::now();
-        let verdict = guest(&qemu, kernel, image, kvm, args)?;
+        let verdict = guest(&qemu, job, &image, kvm, args)?;
         // It has everything in it and is quickly made again.
         fs::remove_file(image)?;
         Ok((verdict, begun.elapsed()))
@@ -169,20 +179,57 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.shell {
         return Ok(ExitCode::SUCCESS);
     }
-    for (kernel, (verdict, took)) in kernels.iter().zip(&verdicts) {
-        println!("{}", row(kernel, verdict, *took));
+    let mut passed = true;
+    for ((job, _), (verdict, took)) in jobs.iter().zip(&verdicts) {
+        println!("{}", row(job, verdict, *took));
         if verdict.broken.is_some() {
-            let console = boot::read(&vm.join("results").join(&kernel.series).join("console.log"));
+            let console = boot::read(&job.folder.join("console.log"));
             println!("  the end of its console:\n{}", last_lines(&console, 20));
         }
+        passed &= verdict.passed();
     }
-    for (kernel, (verdict, _)) in kernels.iter().zip(&verdicts) {
-        for step in &verdict.steps {
-            keep(&vm.join("results").join(&kernel.series), step)?;
+    let mut sums = BTreeMap::new();
+    for ((job, _), (verdict, _)) in jobs.iter().zip(&verdicts) {
+        for (experiment, sum) in keep(job, verdict)? {
+            sums.entry((job.seed, &job.kernel.series, experiment)).or_insert_with(BTreeSet::new).insert(sum);
         }
     }
-    let passed = verdicts.iter().all(|(verdict, _)| verdict.passed());
+    if args.repeat > 1 {
+        for ((seed, series, experiment), sums) in sums {
+            passed &= sums.len() == 1;
+            let what = if sums.len() == 1 { "the same each time" } else { "NOT the same each time" };
+            println!("{series}, seed {seed}, {experiment}: {what} of {}", args.repeat);
+        }
+    }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// A guest that is to be run.
+#[derive(Debug)]
+struct Job<'a> {
+    kernel: &'a Kernel,
+    seed: u64,
+    /// What tells it apart from the other ones.
+    name: String,
+    /// Where what it says is kept.
+    folder: PathBuf,
+}
+
+/// The guests: each kernel with each seed, as often as is asked for.
+fn jobs<'a>(args: &Args, kernels: &'a [Kernel], vm: &Path) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for kernel in kernels {
+        for &seed in &args.seed {
+            for turn in 1..=args.repeat {
+                let mut parts = vec![kernel.series.clone()];
+                parts.extend((args.seed.len() > 1).then(|| format!("seed-{seed}")));
+                parts.extend((args.repeat > 1).then(|| format!("repeat-{turn}")));
+                let folder = vm.join("results").join(parts.join("/"));
+                jobs.push(Job { kernel, seed, name: parts.join(", "), folder });
+            }
+        }
+    }
+    jobs
 }
 
 fn list(workspace: &Workspace, vm: &Path) -> anyhow::Result<ExitCode> {
@@ -217,24 +264,16 @@ fn tests_for<'a>(series: &str, args: &'a Args) -> Vec<&'a str> {
     }
 }
 
-/// Builds these integration tests and what guests run besides, and says where they are.
+/// Builds the programs of guests and these integration tests, and says where they are.
 fn build_tests(workspace: &Workspace, names: &BTreeSet<&str>) -> anyhow::Result<Vec<Built>> {
     let there = test_programs(workspace)?;
     if let Some(unknown) = names.iter().find(|name| !there.iter().any(|program| program == *name)) {
         bail!("there is no test program '{unknown}'; `cargo xtask vm --list` has their names");
     }
-    say!("building the tests");
+    say!("building {}", if names.is_empty() { "the programs of guests" } else { "the tests" });
     let mut cargo = build::cargo(workspace)?;
-    cargo.args([
-        "test",
-        "--package",
-        "qjump-tests",
-        "--release",
-        "--locked",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-        "--bins",
-    ]);
+    cargo.args(if names.is_empty() { &["build", "--bins"][..] } else { &["test", "--no-run", "--bins"] });
+    cargo.args(["--package", "qjump-tests", "--release", "--locked", "--message-format=json-render-diagnostics"]);
     cargo.args(names.iter().flat_map(|name| ["--test", *name]));
     let output = cargo.stderr(std::process::Stdio::inherit()).output().context("cannot run cargo")?;
     if !output.status.success() {
@@ -254,8 +293,9 @@ fn executable(line: &str) -> Option<Built> {
     })
 }
 
-/// What the guests have in them, the same for all kernels.
-fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -> anyhow::Result<Contents> {
+/// What a guest has in it.
+fn contents(workspace: &Workspace, built: &[Built], job: &Job<'_>, args: &Args) -> anyhow::Result<Contents> {
+    let series = job.kernel.series.as_str();
     let is_program = |name: &str| {
         let found = built
             .iter()
@@ -279,22 +319,22 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
             NEED_A_COMPILER.iter().chain(NEED_A_FAST_MACHINE).flat_map(|test| ["--skip", test]).map(str::to_owned),
         );
         command.extend(args.arguments.iter().cloned());
-        steps.push(Step { name: name.to_owned(), command, console: false, file: None });
+        steps.push(Step { name: name.to_owned(), command, console: false, files: Vec::new() });
         files.push(test.path.clone());
     }
     for name in &args.experiment {
-        let (binary, seed) = (workspace.binary().display().to_string(), args.seed.to_string());
+        let (binary, seed) = (workspace.binary().display().to_string(), job.seed.to_string());
         let words = [&binary, "testbed", "run", name, "--output", RESULTS, "--seed", &seed];
         let command = words.into_iter().map(str::to_owned).chain(args.arguments.iter().cloned()).collect();
-        let file = Some(format!("{RESULTS}/{name}.json"));
-        steps.push(Step { name: name.clone(), command, console: false, file });
+        let files = ["json", "md", "svg"].map(|kind| format!("{RESULTS}/{name}.{kind}")).into();
+        steps.push(Step { name: name.clone(), command, console: false, files });
     }
     if args.shell {
         steps = vec![Step {
             name: "shell".to_owned(),
             command: ["bash", "-i"].map(str::to_owned).into(),
             console: true,
-            file: None,
+            files: Vec::new(),
         }];
     }
     let environment = [
@@ -306,6 +346,7 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         ("QJUMP_BIN", workspace.binary().display().to_string()),
         ("QJUMP_OBJECT", workspace.program_object().display().to_string()),
         ("QJUMP_LAB_OBJECT", workspace.lab_object().display().to_string()),
+        ("QJUMP_GUEST", command_of(job, args)),
     ];
     let mut environment: Vec<(String, String)> = environment.map(|(name, value)| (name.to_owned(), value)).into();
     if args.virtual_time {
@@ -313,6 +354,22 @@ fn contents(workspace: &Workspace, built: &[Built], series: &str, args: &Args) -
         environment.push(("QJUMP_VIRTUAL_TIME".to_owned(), "1".to_owned()));
     }
     Ok(Contents { init: is_program("guest")?, files, steps, environment })
+}
+
+/// The command that runs this guest alone, for whoever reads its results.
+fn command_of(job: &Job<'_>, args: &Args) -> String {
+    let mut words = format!("cargo xtask vm --kernel {}", job.kernel.series);
+    match args.virtual_time {
+        true => words += &format!(" --virtual-time --seed {}", job.seed),
+        false => words += &format!(" --cpus {}", args.cpus),
+    }
+    words += &format!(" --memory {}", args.memory);
+    words.extend(args.experiment.iter().map(|name| format!(" --experiment {name}")));
+    words.extend(args.tests.iter().map(|name| format!(" {name}")));
+    if !args.arguments.is_empty() {
+        words += &format!(" -- {}", args.arguments.join(" "));
+    }
+    words
 }
 
 /// Where this machine's Python has its library; tests run programs in Python.
@@ -348,28 +405,27 @@ fn side_by_side<I: Sync, R: Send>(
 }
 
 /// Puts a guest's image together.
-fn image(contents: &Contents, kernel: &Kernel, vm: &Path) -> anyhow::Result<PathBuf> {
-    let folder = vm.join("results").join(&kernel.series);
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let image = folder.join("image.cpio");
+fn image(contents: &Contents, job: &Job<'_>, vm: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(&job.folder).with_context(|| format!("cannot make {}", job.folder.display()))?;
+    let image = job.folder.join("image.cpio");
     let begun = Instant::now();
     // Half an image is of no use, and may be what has filled the disk.
-    image::write(contents, kernel, &vm.join("stripped"), &image).inspect_err(|_| drop(fs::remove_file(&image)))?;
+    image::write(contents, job.kernel, &vm.join("stripped"), &image).inspect_err(|_| drop(fs::remove_file(&image)))?;
     let size = fs::metadata(&image)?.len() >> 20;
     say!(
         "{}: {} ({size} MiB of files, put together in {:.1} s)",
-        kernel.series,
-        kernel.release,
+        job.name,
+        job.kernel.release,
         begun.elapsed().as_secs_f64()
     );
     Ok(image)
 }
 
 /// Runs one guest and keeps what it said.
-fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, kvm: bool, args: &Args) -> anyhow::Result<Verdict> {
-    let folder = image.parent().context("an image lies in the folder of its results")?;
+fn guest(qemu: &Qemu, job: &Job<'_>, image: &Path, kvm: bool, args: &Args) -> anyhow::Result<Verdict> {
+    let Job { kernel, folder, .. } = job;
     let clock = match args.virtual_time {
-        true => Clock::Virtual { seed: args.seed },
+        true => Clock::Virtual { seed: job.seed },
         false => Clock::Real { cpus: args.cpus, kvm },
     };
     let guest =
@@ -378,8 +434,8 @@ fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, kvm: bool, args: &Args) -> 
     let end = qemu.run(&guest, Duration::from_secs(args.limit), |results| {
         // Whole lines only; the rest comes with its end.
         let whole = &results[..results.rfind('\n').map_or(0, |at| at + 1)];
-        for line in whole.lines().skip(shown).filter(|line| line.starts_with("test ") || line.starts_with("@@qjump")) {
-            say!("{}: {line}", kernel.series);
+        for line in whole.lines().skip(shown).filter(|line| is_news(line, &args.experiment)) {
+            say!("{}: {line}", job.name);
         }
         shown = whole.lines().count();
     })?;
@@ -387,15 +443,29 @@ fn guest(qemu: &Qemu, kernel: &Kernel, image: &Path, kvm: bool, args: &Args) -> 
     Ok(Verdict::read(&log("results.log"), &log("console.log"), end))
 }
 
-/// Keeps the file that a step has left, and says what its checksum is.
-fn keep(folder: &Path, step: &Outcome) -> anyhow::Result<()> {
-    let Some(text) = &step.file else { return Ok(()) };
-    let path = folder.join(format!("{}.json", step.name));
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    let sum = process::ask(std::process::Command::new("sha256sum").arg(&path)).map_err(anyhow::Error::msg)?;
-    let sum = sum.split_whitespace().next().unwrap_or_default();
-    println!("{}: sha256 {sum}; `qjump report {}` shows it", step.name, path.display());
-    Ok(())
+/// Whether a line of a guest tells somebody who waits how far it is.
+fn is_news(line: &str, experiments: &[String]) -> bool {
+    let of_experiment = || line.split_once(": ").is_some_and(|(name, _)| experiments.iter().any(|one| one == name));
+    line.starts_with("test ") || line.starts_with("@@qjump") || of_experiment()
+}
+
+/// Keeps the files that the steps of a guest have left, and says what the checksum of each JSON is. Names and sums.
+fn keep(job: &Job<'_>, verdict: &Verdict) -> anyhow::Result<Vec<(String, String)>> {
+    let mut sums = Vec::new();
+    for step in &verdict.steps {
+        for (name, text) in &step.files {
+            let path = job.folder.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            if name.ends_with(".json") {
+                let sum =
+                    process::ask(std::process::Command::new("sha256sum").arg(&path)).map_err(anyhow::Error::msg)?;
+                let sum = sum.split_whitespace().next().unwrap_or_default().to_owned();
+                println!("{}: {}: sha256 {sum}; `qjump report {}` shows it", job.name, step.name, path.display());
+                sums.push((step.name.clone(), sum));
+            }
+        }
+    }
+    Ok(sums)
 }
 
 /// So many lines from the end, indented.
@@ -406,14 +476,19 @@ fn last_lines(text: &str, count: usize) -> String {
 }
 
 /// What a guest did, for people.
-fn row(kernel: &Kernel, verdict: &Verdict, took: Duration) -> String {
-    let name = verdict.release.as_deref().unwrap_or(&kernel.release);
-    let mut text = format!("{name}: {} in {} s", if verdict.passed() { "passed" } else { "FAILED" }, took.as_secs());
+fn row(job: &Job<'_>, verdict: &Verdict, took: Duration) -> String {
+    let name = verdict.release.as_deref().unwrap_or(&job.kernel.release);
+    let mark = job.name.strip_prefix(&job.kernel.series).unwrap_or_default();
+    let mut text =
+        format!("{name}{mark}: {} in {} s", if verdict.passed() { "passed" } else { "FAILED" }, took.as_secs());
     for step in &verdict.steps {
-        text += &format!("\n  {:12} {} (exit status {})", step.name, step.tests, step.status);
+        text += &match step.tests == Counts::default() {
+            true => format!("\n  {} (exit status {})", step.name, step.status),
+            false => format!("\n  {:12} {} (exit status {})", step.name, step.tests, step.status),
+        };
     }
     if let Some(why) = &verdict.broken {
-        text += &format!("\n  {why}\n  see target/vm/results/{}/console.log and results.log", kernel.series);
+        text += &format!("\n  {why}\n  see console.log and results.log in {}", job.folder.display());
     }
     text
 }
@@ -439,5 +514,48 @@ mod tests {
             None
         );
         assert_eq!(executable("Compiling x"), None);
+    }
+
+    fn args(words: &str) -> Args {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: Args,
+        }
+        clap::Parser::try_parse_from(std::iter::once("vm").chain(words.split_whitespace()))
+            .map(|command: Command| command.args)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn each_seed_and_each_repeat_is_a_guest_with_a_folder_of_its_own() {
+        let kernels = [Kernel::of("6.12", "6.12.1-cloud-amd64")];
+        let folders = |words: &str| -> Vec<String> {
+            let jobs = jobs(&args(words), &kernels, Path::new("/vm"));
+            jobs.iter().map(|job| job.folder.display().to_string()).collect()
+        };
+        assert_eq!(folders(""), ["/vm/results/6.12"]);
+        assert_eq!(
+            folders("--virtual-time --experiment bound --seed 1 --seed 7 --repeat 2"),
+            ["seed-1/repeat-1", "seed-1/repeat-2", "seed-7/repeat-1", "seed-7/repeat-2"]
+                .map(|folder| format!("/vm/results/6.12/{folder}"))
+        );
+    }
+
+    #[test]
+    fn the_command_in_results_is_that_of_one_guest_and_the_same_for_its_repeats() {
+        let kernels = [Kernel::of("6.12", "6.12.1-cloud-amd64")];
+        let args = args("--virtual-time --experiment bound --seed 7 --repeat 2 --jobs 1 -- --quick");
+        let jobs = jobs(&args, &kernels, Path::new("/vm"));
+        let commands: BTreeSet<String> = jobs.iter().map(|job| command_of(job, &args)).collect();
+        let command = "cargo xtask vm --kernel 6.12 --virtual-time --seed 7 --memory 640 --experiment bound -- --quick";
+        assert_eq!(commands.into_iter().collect::<Vec<_>>(), [command]);
+    }
+
+    #[test]
+    fn progress_of_tests_and_experiments_is_news() {
+        let experiments = ["bound".to_owned()];
+        assert!(is_news("bound: 1 of 6, aligned", &experiments) && is_news("test a ... ok", &[]));
+        assert!(is_news("@@qjump up 6.12", &[]) && !is_news("  \"bound\": 1", &experiments));
     }
 }

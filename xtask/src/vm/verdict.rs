@@ -26,8 +26,8 @@ pub struct Outcome {
     pub status: u8,
     /// Tests that passed, failed and were ignored, as libtest counts them.
     pub tests: Counts,
-    /// The text of the file that it was to leave, if that came over whole.
-    pub file: Option<String>,
+    /// The files that it was to leave and that came over whole: name and text.
+    pub files: Vec<(String, String)>,
 }
 
 /// Tests of a step.
@@ -46,7 +46,7 @@ impl Verdict {
     pub fn read(results: &str, console: &str, end: End) -> Self {
         let mut verdict = Self { release: None, steps: Vec::new(), broken: None };
         let (mut under_way, mut test, mut counts, mut done) = (None, None, Counts::default(), false);
-        let (mut arriving, mut file) = (None, None);
+        let (mut arriving, mut files) = (None, Vec::new());
         // The guest's own word on what went wrong comes on its console.
         let mut failed =
             console.lines().rev().find_map(|line| marked(line)?.strip_prefix("failed ").map(str::to_owned));
@@ -55,21 +55,21 @@ impl Verdict {
                 Some(("up", release)) => verdict.release = Some(release.to_owned()),
                 Some(("begin", name)) => {
                     (under_way, counts) = (Some(name.to_owned()), Counts::default());
-                    (arriving, file) = (None, None);
+                    (arriving, files) = (None, Vec::new());
                 }
-                Some(("file", _)) => arriving = Some(String::new()),
-                Some(("whole", _)) => file = arriving.take(),
+                Some(("file", name)) => arriving = Some((name.to_owned(), String::new())),
+                Some(("whole", _)) => files.extend(arriving.take()),
                 Some(("end", rest)) => {
                     let (status, name) = rest.split_once(' ').unwrap_or((rest, ""));
                     let status = status.parse().unwrap_or(u8::MAX);
-                    let file = file.take();
-                    verdict.steps.push(Outcome { name: name.to_owned(), status, tests: counts, file });
+                    let files = std::mem::take(&mut files);
+                    verdict.steps.push(Outcome { name: name.to_owned(), status, tests: counts, files });
                     (under_way, test) = (None, None);
                 }
                 Some(("done", _)) => done = true,
                 Some(("failed", why)) => failed = Some(why.to_owned()),
                 _ => match &mut arriving {
-                    Some(text) => *text += &format!("{}\n", line.trim_end_matches('\r')),
+                    Some((_, text)) => *text += &format!("{}\n", line.trim_end_matches('\r')),
                     None => {
                         count(line, &mut counts);
                         test = name_of_test(line).map(str::to_owned).or(test);
@@ -149,21 +149,24 @@ mod tests {
         let verdict = Verdict::read(&format!("{UP}{END}@@qjump done\n"), "", End::Off);
         assert_eq!(verdict.release.as_deref(), Some("6.1.0"));
         let tests = Counts { passed: 2, failed: 0, ignored: 1 };
-        assert_eq!(verdict.steps, [Outcome { name: "wire".into(), status: 0, tests, file: None }]);
+        assert_eq!(verdict.steps, [Outcome { name: "wire".into(), status: 0, tests, files: Vec::new() }]);
         assert!(verdict.passed());
     }
 
     #[test]
-    fn a_file_comes_over_whole_or_not_at_all() {
-        let file = |text: &str| {
+    fn files_come_over_whole_or_not_at_all() {
+        let files = |text: &str| {
             let results =
                 format!("@@qjump up 6.1.0\r\n@@qjump begin bound\r\n{text}@@qjump end 0 bound\r\n@@qjump done\r\n");
-            Verdict::read(&results, "", End::Off).steps.remove(0).file
+            Verdict::read(&results, "", End::Off).steps.remove(0).files
         };
-        let whole = "said\r\n@@qjump file\r\n{\r\n  \"a\": 1\r\n}\r\n@@qjump whole\r\n";
-        assert_eq!(file(whole).as_deref(), Some("{\n  \"a\": 1\n}\n"));
-        assert_eq!(file("@@qjump file\r\n{\r\n"), None);
-        assert_eq!(file("said\r\n"), None);
+        let whole = "said\r\n@@qjump file a.json\r\n{\r\n  \"a\": 1\r\n}\r\n@@qjump whole\r\n";
+        let json = ("a.json".to_owned(), "{\n  \"a\": 1\n}\n".to_owned());
+        assert_eq!(files(whole), std::slice::from_ref(&json));
+        let second = "@@qjump file a.md\r\n# a\r\n@@qjump whole\r\n";
+        assert_eq!(files(&format!("{whole}{second}")), [json, ("a.md".to_owned(), "# a\n".to_owned())]);
+        assert_eq!(files("@@qjump file a.json\r\n{\r\n"), []);
+        assert_eq!(files("said\r\n"), []);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub use lab::{BULK_CPU, Interrupted, Lab, PROBE_CPU};
 pub use run::{Prepared, prepare};
 
 /// All experiments, in the order of the paper.
-pub static ALL: [&Experiment; 9] = [
+pub static ALL: [&Experiment; 10] = [
     &placement::PLACEMENT,
     &ptp::PTP,
     &switch_queue::SWITCH_QUEUE,
@@ -67,6 +67,7 @@ pub static ALL: [&Experiment; 9] = [
     &alternatives::ALTERNATIVES,
     &rate_sweep::RATE_SWEEP,
     &bound::BOUND,
+    &bound::BOUND_SOAK,
 ];
 
 /// An experiment.
@@ -102,6 +103,8 @@ pub struct Setup {
     pub quick: bool,
     /// What random choices begin with.
     pub seed: u64,
+    /// Whether time goes by the instructions executed (`cargo xtask vm --virtual-time`): then no CPU is ever away.
+    pub virtual_time: bool,
 }
 
 impl Setup {

@@ -45,12 +45,17 @@ impl Ping {
         let interval = format!("{:.4}", self.interval.ns() as f64 / 1e9);
         // A deadline rather than a number: on a busy CPU it sends less often than it was told to.
         let deadline = (self.time.as_secs_f64().ceil() as u64).to_string();
-        let process = lab
+        let mut process = lab
             .program(self.from, "ping")
             .args(["-n", "-i", &interval, "-w", &deadline, &lab.rack.address(self.to)])
             .level(self.level)
             .cpu(PROBE_CPU)
             .start()?;
+        // `qjump run` has the kernel verify programs first, and on a machine of one CPU everybody waits for that.
+        while process.stdout()?.is_empty() {
+            process.require_running()?;
+            lab.pause(Duration::from_millis(20))?;
+        }
         Ok(Pinging { ping: self, process })
     }
 }

@@ -1,6 +1,9 @@
 //! Our own probe between two hosts of a rack, with each way alone by the machine's one clock and the kernel's stamps.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use rand::RngExt;
 
 use super::lab::{Lab, PROBE_CPU};
 use crate::{
@@ -68,6 +71,9 @@ impl Train {
             clocks: Clocks::Same,
             seed: lab.setup.seed,
         };
+        // The seed decides how probes lie to what else goes on at fixed times.
+        let phase = lab.random(self.from as u64).random_range(0..self.interval.ns());
+        lab.pause(Duration::from_nanos(phase))?;
         let mut watch = Watch { stop: lab.cancelled, tick: &mut |_| {} };
         let mut measured = train::run(&spec, vec![sockets], Some(PROBE_CPU), &mut watch)?;
         lab.check()?;

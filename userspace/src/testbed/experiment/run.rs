@@ -45,7 +45,8 @@ pub fn prepare(experiment: &'static Experiment, options: &Options) -> Result<Pre
         rack.name,
         rack.spec.hosts
     );
-    let setup = Setup { rack: rack.spec, quick: options.quick, seed: options.seed };
+    let virtual_time = std::env::var_os("QJUMP_VIRTUAL_TIME").is_some();
+    let setup = Setup { rack: rack.spec, quick: options.quick, seed: options.seed, virtual_time };
     let cases =
         (experiment.cases)(&setup).with_context(|| format!("experiment {} on rack {}", experiment.name, rack.name))?;
     Ok(Prepared { experiment, rack, setup, cases, options: options.clone() })
@@ -153,9 +154,16 @@ impl Prepared {
             "seed": self.setup.seed,
             "unit_ns": self.unit_ns(),
             "repeat": self.options.repeat,
+            "guest": guest(self.setup.virtual_time),
             "cases": cases,
         })
     }
+}
+
+/// The virtual machine that this is, if `cargo xtask vm` runs it: the command that started it, and how its time goes by.
+fn guest(virtual_time: bool) -> Value {
+    std::env::var("QJUMP_GUEST")
+        .map_or(Value::Null, |command| json!({"command": command, "virtual_time": virtual_time}))
 }
 
 /// An experiment that runs.
@@ -240,7 +248,8 @@ impl<'a> Runner<'a> {
             let watch = StallWatch::new(case.allowed.ns());
             let usage = Usage::now();
             let mut run = self.measured(case, &watch).with_context(|| format!("case {}", case.name))?;
-            let others = usage.others_since();
+            // The clock of virtual time stands still while others have this machine.
+            let others = if self.prepared.setup.virtual_time { 0.0 } else { usage.others_since() };
             let stalls = Stalls { longest_ns: watch.longest_ns(), long_ns: watch.long_ns() };
             if watch.excess_ns() as f64 > DISTURBED * run.duration_ns as f64 && self.repeats_left > 0 {
                 self.repeats_left -= 1;
@@ -256,10 +265,13 @@ impl<'a> Runner<'a> {
             }
             run.name.clone_from(&case.name);
             run.about.clone_from(&case.about);
-            let figure = |name: &str, value: f64, unit: &str| Figure { name: name.into(), value, unit: unit.into() };
-            run.figures.push(figure("longest CPU stall", stalls.longest_ns as f64, "ns"));
-            run.figures.push(figure("CPU stalls beyond what is allowed for", stalls.long_ns as f64, "ns"));
-            run.figures.push(figure("CPU time of other programs", others, "1"));
+            if !self.prepared.setup.virtual_time {
+                let figure =
+                    |name: &str, value: f64, unit: &str| Figure { name: name.into(), value, unit: unit.into() };
+                run.figures.push(figure("longest CPU stall", stalls.longest_ns as f64, "ns"));
+                run.figures.push(figure("CPU stalls beyond what is allowed for", stalls.long_ns as f64, "ns"));
+                run.figures.push(figure("CPU time of other programs", others, "1"));
+            }
             let plan = case.plan.as_ref().map(|(plan, _)| plan.clone());
             return Ok(Done { case: case.name.clone(), plan, run, stalls, others });
         }
@@ -271,7 +283,8 @@ impl<'a> Runner<'a> {
         lab.check()?;
         let run = std::thread::scope(|scope| {
             let _ended = Ended(watch);
-            watch.start(scope, 0..std::thread::available_parallelism().map_or(1, usize::from));
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            watch.start(scope, 0..if lab.setup.virtual_time { 0 } else { cpus });
             (case.measure)(&lab)
         });
         // What went wrong because somebody asked for the end is no news.

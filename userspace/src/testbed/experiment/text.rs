@@ -85,13 +85,21 @@ fn axes(document: &Document) -> String {
 fn machine(document: &Document) -> String {
     let Document { host, .. } = document;
     let text = |value: &serde_json::Value| value.as_str().unwrap_or("unknown").to_owned();
-    let kind = if host["cpu"]["virtual"].as_bool() == Some(true) { "a virtual machine with " } else { "" };
+    let virtual_machine = host["cpu"]["virtual"].as_bool() == Some(true);
+    let (kind, when) = match document.setting["guest"]["virtual_time"].as_bool() {
+        // Its clock begins anew in each guest.
+        Some(true) => ("a guest in virtual time, ", String::new()),
+        Some(false) => ("an emulated guest in real time, ", format!(", {}", utc(document.started_unix_ns))),
+        None => (
+            if virtual_machine { "a virtual machine with " } else { "" },
+            format!(", {}", utc(document.started_unix_ns)),
+        ),
+    };
     format!(
-        "{kind}{} x {}, Linux {}, {}; hosts and switches are network namespaces",
+        "{kind}{} x {}, Linux {}{when}; hosts and switches are network namespaces",
         host["cpu"]["count"],
         text(&host["cpu"]["model"]),
         text(&host["kernel"]),
-        utc(document.started_unix_ns)
     )
 }
 
@@ -103,7 +111,7 @@ pub(super) fn page(experiment: &Experiment, document: &Document) -> String {
         document.title,
         experiment.figure,
         experiment.paper,
-        document.command.join(" "),
+        document.setting["guest"]["command"].as_str().map_or_else(|| document.command.join(" "), str::to_owned),
         machine(document)
     );
     for (header, rows) in [streams(document), figures(&document.runs), curves(&document.curves)] {

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
 use qjump_ebpf::Level;
+use rand::RngExt;
 use serde_json::{Value, json};
 
 use super::{BULK_CPU, Case, Done, Experiment, Findings, Lab, PROBE_CPU, Setup, claims};
@@ -362,11 +363,13 @@ impl Bursts {
             BURSTED.iter().map(|&host| lab.socket(host, BURST_PORT, Level::BEST_EFFORT)).collect::<Result<Vec<_>>>()?;
         let loads = BURSTED.iter().map(|&host| self.load(lab, host)).collect::<Result<Vec<_>>>()?;
         let progress = load::Progress::default();
+        // Where in their period they are when the transactions begin.
+        let phase = self.period.mul_f64(lab.random(u64::from(BURST_PORT)).random_range(0.0..1.0));
         std::thread::scope(|scope| {
             let mut senders = Vec::new();
             for (turn, load) in (0u32..).zip(&loads) {
                 for from in BURSTERS {
-                    let (progress, delay) = (&progress, self.period * turn / loads.len() as u32);
+                    let (progress, delay) = (&progress, phase + self.period * turn / loads.len() as u32);
                     senders.push(scope.spawn(move || {
                         std::thread::sleep(delay);
                         lab.rack.host(from).enter(|| load.run(progress))
@@ -466,7 +469,7 @@ mod tests {
     #[test]
     fn the_plan_is_guaranteed_whoever_sends() {
         let rack = NamedRack::find(TWO_PHASE_COMMIT.rack).unwrap().spec;
-        let setup = Setup { rack, quick: true, seed: 1 };
+        let setup = Setup { rack, quick: true, seed: 1, virtual_time: false };
         let plan = plan(&setup).unwrap();
         assert!(plan.levels[0].guaranteed);
         assert_eq!(plan.network.hosts, 10);
