@@ -255,6 +255,29 @@ fn killed_at_each(
 }
 
 #[test]
+fn a_name_makes_no_cgroup_qjumps() -> Result<()> {
+    let cgroup = TestCgroup::new()?;
+    let directory = cgroup.below("qjump-1")?;
+    let mut process = command_in(&directory, "sleep").arg("600").spawn()?;
+    let procs = || Ok::<_, std::io::Error>(fs::read_to_string(directory.join("cgroup.procs"))?.trim().to_owned());
+    let began = Instant::now();
+    while procs()?.is_empty() && began.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let qjump = |words: &[&str]| Command::new(binary()).args(words).arg("--cgroup").arg(&directory).output();
+    let result = (|| {
+        for words in [&["tag", "--level", "5"][..], &["untag"]] {
+            succeeded(&qjump(words)?)?;
+            ensure!(procs()? == process.id().to_string(), "after {words:?}: '{}'", procs()?);
+        }
+        Ok(())
+    })();
+    process.kill()?;
+    process.wait()?;
+    result
+}
+
+#[test]
 fn a_tag_that_is_killed_at_any_step() -> Result<()> {
     let tagged = Tagged::new()?;
     let tag = |level: u64| succeeded(&tagged.tag(level).output()?).map(drop);

@@ -122,11 +122,12 @@ fn assign(desired: &Desired) -> Result<(), String> {
     let mut host = Host::change(&desired.rules).map_err(failed)?;
     let places = host.places(&desired.rules).map_err(failed)?;
     host.tag(&places.found).map_err(failed)?;
-    host.release(&places.found).map_err(failed)?;
+    let released = host.release(&places).map_err(failed);
     let assignment = Assignment::find(&desired.rules, &host, &places.found).map_err(failed)?;
     assignment.release(&mut host);
     let moved = assignment.apply(&mut host);
-    let mut problems: Vec<String> = places.missing.iter().map(|(rule, why)| at(*rule, why)).collect();
+    let mut problems: Vec<String> = released.err().into_iter().collect();
+    problems.extend(places.missing.iter().map(|(rule, why)| at(*rule, why)));
     let unmoved = assignment.failed.len() + moved.failed.len();
     if unmoved > 0 {
         problems.push(format!("{unmoved} sockets could not be moved; `qjump assign --dry-run` lists them"));

@@ -239,7 +239,11 @@ impl Machine {
         match input {
             Input::Config(Ok(desired)) => self.accept(now, desired),
             Input::Config(Err(why)) => {
-                self.say(Urgency::Error, None, format!("the configuration is refused, the old one stays: {why}"));
+                let until_then = match &self.desired {
+                    Some(_) => "the old one stays",
+                    None => "nothing is managed until `qjump reload` finds one that is right",
+                };
+                self.say(Urgency::Error, None, format!("the configuration is refused, {until_then}: {why}"));
                 self.refused = Some(why);
             }
             Input::Event => self.next_close_look = self.next_close_look.min(now + EVENT_DELAY),
@@ -354,7 +358,8 @@ impl Machine {
                 (assigning.ended, assigning.took) = (now, took);
                 let problem = result.err();
                 let again = problem.is_some() || self.desired.as_ref().is_some_and(|desired| desired.has_rules());
-                assigning.due = again.then(|| assigning.rested(1));
+                // What ended were the rules of another configuration if there is a new one.
+                assigning.due = if is_news { again.then(|| assigning.rested(1)) } else { Some(now) };
                 if problem != assigning.problem {
                     let (urgency, text) = match &problem {
                         Some(why) => (Urgency::Warning, format!("not all rules could be applied: {why}")),

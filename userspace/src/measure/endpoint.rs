@@ -204,6 +204,8 @@ impl Endpoint {
                         return Ok(Sent::Dropped);
                     }
                     self.pending = 0;
+                    // It had a number of ours, and none of the kernel's.
+                    self.given += 1;
                     return closed(error).map(|()| Sent::Closed);
                 }
             }

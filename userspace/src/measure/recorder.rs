@@ -463,7 +463,8 @@ impl Recorder {
             }
         };
         note(self.late_answers, "answers came after their probes counted as lost; a longer --timeout counts them");
-        note(self.dropped_here, "of the lost probes did not leave this host: they reached its queues, and no device");
+        let lost = if self.unstamped > 0 { "of the lost probes that were stamped" } else { "of the lost probes" };
+        note(self.dropped_here, &format!("{lost} did not leave this host: they reached its queues, and no device"));
         note(
             self.clock_steps,
             "probes met a step of this host's clock; they are no part of the segments and the one-way times",

@@ -113,8 +113,9 @@ impl Responder {
         match self.endpoint.send()? {
             Sent::Given => {}
             Sent::Dropped => self.counts.refused += 1,
-            Sent::Full | Sent::Closed => {
+            sent @ (Sent::Full | Sent::Closed) => {
                 self.counts.refused += 1;
+                self.answers += u64::from(sent == Sent::Closed);
                 self.untold.extend(left);
                 return Ok(());
             }

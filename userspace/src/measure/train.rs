@@ -435,6 +435,9 @@ impl<'a> Driver<'a> {
                 if self.flights.iter().any(|flight| flight.recorder.has_interval()) {
                     self.tick(second.0, now, ticks, spare);
                 }
+                // Those of packets that a queue has held.
+                self.flights.iter_mut().for_each(|flight| flight.unfetched = true);
+                self.fetch_stamps()?;
                 return Ok(now.min(self.end_ns));
             }
             self.rest(now, awake_until, second.1)?;
@@ -544,15 +547,18 @@ impl<'a> Driver<'a> {
         let due = due.filter(|&due| due < self.end_ns).unwrap_or(self.end_ns.max(now + LINGER_NS));
         let deadline = self.flights.iter().filter_map(|flight| flight.recorder.deadline_ns()).min();
         let waiting = self.flights.iter().any(|flight| flight.recorder.waiting() > 0);
-        let wake = due.saturating_sub(self.ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
-        if wake <= now || now < awake_until && waiting {
+        // Who waits for room sleeps, whatever the schedule.
+        let full = self.flights.iter().any(|flight| flight.full || flight.endpoint.is_blocked());
+        let ahead_ns = if full { SPIN_NS } else { self.ahead_ns };
+        let wake = due.saturating_sub(ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
+        if !full && (wake <= now || now < awake_until && waiting) {
             std::hint::spin_loop();
             return Ok(());
         }
         // Not for long, so that a stop is seen.
         let sockets =
             self.flights.iter().map(|flight| (flight.endpoint.as_fd(), flight.full || flight.endpoint.is_blocked()));
-        sleep(sockets, (wake - now).min(LOOK_NS))?;
+        sleep(sockets, wake.saturating_sub(now).min(LOOK_NS))?;
         let woken = monotonic_ns();
         self.vigil.slept(now, woken);
         for flight in &mut self.flights {

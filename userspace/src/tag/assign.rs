@@ -83,7 +83,8 @@ impl Host {
     /// Those of [`Session::begin`], unless neither the rules nor the host have anything to do with grants.
     pub fn change(rules: &Rules) -> Result<Self, AssignError> {
         let host = Self::read()?;
-        if needs_tag(rules).is_empty() && host.grants().is_none() {
+        let without_cgroups = rules.iter().len() == 0 && host.hierarchy().is_none();
+        if without_cgroups || needs_tag(rules).is_empty() && host.grants().is_none() {
             return Ok(host);
         }
         Ok(Self { access: Access::Change(Session::begin()?), unreadable: None })
@@ -152,24 +153,34 @@ impl Host {
         Ok(unreachable)
     }
 
-    /// Takes back what rules granted to cgroups as a whole that `places` does not have. What a person granted stays.
+    /// Takes back what rules granted to cgroups as a whole that `places` does not find. What a person granted stays.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn release(&mut self, places: &[Place]) -> Result<(), AssignError> {
+    pub fn release(&mut self, places: &Places) -> Result<(), AssignError> {
         let Access::Change(session) = &mut self.access else { return Ok(()) };
-        let wanted: HashSet<u64> = places.iter().map(|place| place.cgroup.id).collect();
+        let wanted: HashSet<u64> = places.found.iter().map(|place| place.cgroup.id).collect();
         let mut unwanted = tagged().unwrap_or_default();
         unwanted.retain(|id| !wanted.contains(id) && session.grants.get(*id).is_some_and(|grant| !is_by_person(grant)));
         if unwanted.is_empty() {
             return Ok(());
         }
+        // A user may make a cgroup of a service's name: nobody loses his level by that.
+        let unsure = |at: &Cgroup| {
+            let ambiguous = |why: &Error| matches!(why, Error::ManyUnits { paths, .. } if paths.contains(&at.path));
+            places.missing.iter().any(|(_, why)| ambiguous(why))
+        };
         let cgroups = session.hierarchy.all();
-        unwanted.iter().try_for_each(|id| match cgroups.get(id) {
-            Some(cgroup) => session.remove(cgroup).map(drop),
-            None => session.remove_gone(*id),
-        })?;
-        Ok(())
+        let mut failed = None;
+        for id in unwanted {
+            let released = match cgroups.get(&id) {
+                Some(cgroup) if unsure(cgroup) => Ok(()),
+                Some(cgroup) => session.remove(cgroup).map(drop),
+                None => session.remove_gone(id),
+            };
+            failed = failed.or(released.err());
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
 }
 

@@ -132,6 +132,11 @@ pub fn is_gone(cgroup: u64) -> bool {
     !link.and_then(|fd| sys::linked_cgroup(fd.as_fd())).is_ok_and(|linked| linked == cgroup)
 }
 
+/// Whether the cgroup was made for a process that was tagged: its links tell.
+pub fn was_made_for_process(cgroup: u64) -> bool {
+    links_of(cgroup).join(ORIGIN).exists()
+}
+
 /// Detaches the programs of a grant and removes their pins. That there are none is no error.
 pub fn detach(cgroup: u64) -> io::Result<()> {
     let folder = links_of(cgroup);

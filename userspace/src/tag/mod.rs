@@ -14,7 +14,7 @@ pub mod rules;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
     os::fd::BorrowedFd,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -264,14 +264,14 @@ impl Session {
         self.grants.remove(cgroup.id)?;
         let sockets = match self.settle(cgroup) {
             // It was removed meanwhile, and all of its processes before it.
-            Err(Error::Live(live::LiveError::NoCgroup { .. })) => Count::default(),
-            other => other?,
+            Err(Error::Live(live::LiveError::NoCgroup { .. })) => Ok(Count::default()),
+            other => other,
         };
+        let dissolved = if owned { cgroup.dissolve() } else { Ok(()) };
         // Programs without a grant are what is left if this is interrupted: `sweep` goes on there.
         detach(cgroup.id)?;
-        if owned {
-            cgroup.dissolve()?;
-        }
+        let sockets = sockets?;
+        dissolved?;
         let level = self.governing(cgroup).and_then(|(_, grant)| Level::from_priority(grant.level));
         Ok(Changed { cgroup: cgroup.clone(), sockets, level })
     }
@@ -288,16 +288,22 @@ impl Session {
             let grant = self.grants.get(id);
             let owned = grant.is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
             match cgroups.get(&id) {
+                Some(cgroup) if owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
                 // Programs come before the grant and go after it, under one lock.
-                Some(cgroup) if grant.is_none() || owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
-                _ if grants::is_gone(id) => drop(self.remove_gone(id)),
+                Some(cgroup) if grant.is_none() => {
+                    if grants::was_made_for_process(id) {
+                        let _ = cgroup.dissolve();
+                    }
+                    drop(self.remove(cgroup));
+                }
+                _ if grant.is_none() || grants::is_gone(id) => drop(self.remove_gone(id)),
                 _ => {}
             }
         }
-        // A cgroup comes before all that, and goes after it.
-        for cgroup in cgroups.values().filter(|cgroup| cgroup.is_of_qjump()) {
+        // A cgroup comes before all that. A name alone proves nothing, so no process is moved.
+        for cgroup in cgroups.values().filter(|cgroup| cgroup.is_of_qjump() && !cgroup.is_populated()) {
             if self.grants.get(cgroup.id).is_none() {
-                let _ = cgroup.dissolve();
+                let _ = fs::remove_dir(&cgroup.directory);
             }
         }
     }

@@ -171,10 +171,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let verdicts = side_by_side(if args.shell { 1 } else { args.jobs.into() }, &jobs, |(job, contents)| {
         let image = image(contents, job, &vm)?;
         let begun = Instant::now();
-        let verdict = guest(&qemu, job, &image, kvm, args)?;
+        let verdict = guest(&qemu, job, &image, kvm, args);
         // It has everything in it and is quickly made again.
         fs::remove_file(image)?;
-        Ok((verdict, begun.elapsed()))
+        Ok((verdict?, begun.elapsed()))
     })?;
     if args.shell {
         return Ok(ExitCode::SUCCESS);
@@ -219,7 +219,7 @@ struct Job<'a> {
 fn jobs<'a>(args: &Args, kernels: &'a [Kernel], vm: &Path) -> Vec<Job<'a>> {
     let mut jobs = Vec::new();
     for kernel in kernels {
-        for &seed in &args.seed {
+        for seed in args.seed.iter().copied().collect::<BTreeSet<_>>() {
             for turn in 1..=args.repeat {
                 let mut parts = vec![kernel.series.clone()];
                 parts.extend((args.seed.len() > 1).then(|| format!("seed-{seed}")));

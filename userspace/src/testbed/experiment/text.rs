@@ -89,7 +89,7 @@ fn machine(document: &Document) -> String {
     let (kind, when) = match document.setting["guest"]["virtual_time"].as_bool() {
         // Its clock begins anew in each guest.
         Some(true) => ("a guest in virtual time, ", String::new()),
-        Some(false) => ("an emulated guest in real time, ", format!(", {}", utc(document.started_unix_ns))),
+        Some(false) => ("a guest in real time, ", format!(", {}", utc(document.started_unix_ns))),
         None => (
             if virtual_machine { "a virtual machine with " } else { "" },
             format!(", {}", utc(document.started_unix_ns)),
