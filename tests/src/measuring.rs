@@ -1,6 +1,7 @@
 //! `qjump measure` as a program: a server, and commands.
 
 use std::{
+    fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -28,6 +29,13 @@ pub fn qjump(netns: Option<&NetNs>, arguments: &[&str]) -> Command {
     };
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// The memory of a process, KiB.
+pub fn memory(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(resident.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// A server, ended when dropped.
@@ -64,6 +72,11 @@ impl Server {
     /// `HOST:PORT`.
     pub fn at(&self, host: &str) -> String {
         format!("{host}:{}", self.address.port())
+    }
+
+    /// Its memory, KiB.
+    pub fn memory(&self) -> Result<u64> {
+        memory(self.child.id())
     }
 
     /// Sends it a signal.
