@@ -213,6 +213,10 @@ impl Entry {
     }
 }
 
+/// How long to wait before looking again whether a signal has come, ms: one that comes between the look and the wait does not
+/// end the wait.
+const LOOK_MS: u16 = 100;
+
 /// The command at the terminal: has a supervisor load, and asks.
 pub(super) fn front(within: Nanos) -> Result<(), Failure> {
     refuse_while_waiting()?;
@@ -240,7 +244,7 @@ pub(super) fn front(within: Nanos) -> Result<(), Failure> {
                 if terminal {
                     sources.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
                 }
-                let _ = poll(&mut sources, PollTimeout::NONE);
+                let _ = poll(&mut sources, PollTimeout::from(LOOK_MS));
                 let ready = |at: usize| sources.get(at).is_some_and(|source| source.any() == Some(true));
                 if ready(0) {
                     break;
@@ -393,7 +397,7 @@ fn verdict(deadline: Instant, front: &UnixStream, listener: &UnixListener) -> (V
         let mut sources =
             [front.as_fd(), listener.as_fd()].map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN));
         // Rounded up, so that the last millisecond is not spent in circles.
-        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::try_from((left.as_millis() + 1).min(LOOK_MS.into())).unwrap_or(PollTimeout::MAX);
         if !matches!(poll(&mut sources, timeout), Ok(1..)) {
             continue;
         }
