@@ -90,7 +90,7 @@ impl Relay {
                 };
                 let packet = &mut packet[..length];
                 // Probes and answers beyond the warm-up: see `measure::wire`.
-                if length < 16 || !matches!(packet[12], 1 | 2) || packet[13] != 0 {
+                if length < 16 || !matches!(packet[12], 1 | 2) || packet[13] & 1 != 0 {
                     send(packet);
                     continue;
                 }

@@ -327,7 +327,8 @@ fn live_lines_come_each_second_and_a_full_disk_costs_no_result() -> Result<()> {
 }
 
 /// Answers the first line of each connection with this, and reads what comes.
-fn impostor(answer: &'static str) -> Result<SocketAddr> {
+fn impostor(answer: &str) -> Result<SocketAddr> {
+    let answer = answer.to_owned();
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
@@ -349,11 +350,14 @@ fn whoever_is_no_server_is_told_from_one() -> Result<()> {
         (nobody_there, "is `qjump measure serve` running there?"),
         (
             impostor("{\"message\":\"opened\",\"protocol\":99,\"anything\":1}\n")?,
-            "speaks version 99 of the protocol, this side version 1",
+            &format!("speaks version 99 of the protocol, this side version {PROTOCOL}"),
         ),
         (impostor("HTTP/1.1 400 Bad Request\r\n\r\n")?, "is it `qjump measure serve`?"),
         (impostor("")?, "no answer within 5 s"),
-        (impostor("{\"message\":\"refused\",\"protocol\":1,\"why\":\"not today\"}\n")?, "refuses: not today"),
+        (
+            impostor(&format!("{}\n", json!({"message": "refused", "protocol": PROTOCOL, "why": "not today"})))?,
+            "refuses: not today",
+        ),
     ] {
         let output = qjump(None, &["measure", "probe", &address.to_string()]).output()?;
         let (status, said) = failed(&output);
@@ -361,6 +365,9 @@ fn whoever_is_no_server_is_told_from_one() -> Result<()> {
     }
     Ok(())
 }
+
+/// The version of the protocol that this qjump speaks.
+const PROTOCOL: u32 = 2;
 
 #[test]
 fn a_server_says_what_is_wrong_with_its_address_or_its_client() -> Result<()> {
@@ -377,15 +384,14 @@ fn a_server_says_what_is_wrong_with_its_address_or_its_client() -> Result<()> {
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     let answer: Value = serde_json::from_str(&answer)?;
-    assert_eq!((&answer["message"], &answer["protocol"]), (&json!("refused"), &json!(1)));
+    assert_eq!((&answer["message"], &answer["protocol"]), (&json!("refused"), &json!(PROTOCOL)));
     assert!(answer["why"].to_string().contains("version 77"), "{answer}");
     // Whatever else comes does no harm.
-    for nonsense in
-        ["\n", "GET / HTTP/1.1\r\n\r\n", "{}\n", "{\"message\":\"attach\",\"protocol\":1,\"token\":5}\n", "[[[[[[[["]
-    {
+    let attach = format!("{}\n", json!({"message": "attach", "protocol": PROTOCOL, "token": 5}));
+    for nonsense in ["\n", "GET / HTTP/1.1\r\n\r\n", "{}\n", &attach, "[[[[[[[["] {
         std::net::TcpStream::connect(("127.0.0.1", server.address.port()))?.write_all(nonsense.as_bytes())?;
     }
-    let open = json!({"message": "open", "protocol": 1, "boot_id": "", "cpu": null, "trains": [
+    let open = json!({"message": "open", "protocol": PROTOCOL, "boot_id": "", "cpu": null, "trains": [
         {"token": 1, "transport": "udp", "level": 9, "mark": false, "payload": 64, "answered": true}]});
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.address.port()))?;
     writeln!(stream, "{open}")?;
