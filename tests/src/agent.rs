@@ -14,7 +14,10 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::link::{Link, succeeded};
+use crate::{
+    link::{Link, succeeded},
+    measuring::memory,
+};
 
 /// An agent, running or not. It is ended and its files go when this is dropped.
 pub struct Agent<'a> {
@@ -132,12 +135,10 @@ impl<'a> Agent<'a> {
     /// Bytes of memory that it has, KiB, and the time that it has worked, ticks.
     pub fn usage(&self) -> Result<(u64, u64)> {
         let pid = self.pid()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        Ok((memory.trim().trim_end_matches(" kB").parse()?, ticks))
+        Ok((memory(pid)?, ticks))
     }
 
     /// Waits, at most half a minute.

@@ -75,17 +75,12 @@ fn parse(frame: &[u8]) -> Option<Seen> {
 /// The marks of what arrives at the far end of the cable while `work` goes on, a line for each packet of UDP from the near host: the
 /// IP version, the traffic class, and the VLAN tag.
 pub fn on_the_wire(link: &Link, work: impl FnOnce() -> Result<()>) -> Result<String> {
-    let socket = link.far.enter(|| {
-        // SAFETY: plain values.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from((libc::ETH_P_ALL as u16).to_be())) };
-        ensure!(fd >= 0, "packet socket: {}", std::io::Error::last_os_error());
-        let auxdata = 1i32;
-        // SAFETY: the option's value outlives the call.
-        let set =
-            unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, (&raw const auxdata).cast(), 4) };
-        ensure!(set == 0, "PACKET_AUXDATA: {}", std::io::Error::last_os_error());
-        Ok(fd)
-    })?;
+    let capture = Capture::new(link)?;
+    let (socket, auxdata) = (capture.socket.as_raw_fd(), 1i32);
+    // SAFETY: the option's value outlives the call.
+    let set =
+        unsafe { libc::setsockopt(socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, (&raw const auxdata).cast(), 4) };
+    ensure!(set == 0, "PACKET_AUXDATA: {}", std::io::Error::last_os_error());
     work()?;
     std::thread::sleep(Duration::from_millis(100));
     let mut seen = String::new();
@@ -129,7 +124,5 @@ pub fn on_the_wire(link: &Link, work: impl FnOnce() -> Result<()>) -> Result<Str
         let tag = tci.map_or("untagged".to_owned(), |tci| format!("pcp {} vlan {}", tci >> 13, tci & 0xfff));
         seen += &format!("{class}, {tag}\n");
     }
-    // SAFETY: the descriptor is ours.
-    unsafe { libc::close(socket) };
     Ok(seen)
 }

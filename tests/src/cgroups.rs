@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    path::PathBuf,
-    process::Command,
+    path::{Path, PathBuf},
+    process::{Child, Command},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, chown};
 use qjump::tag::cgroup::Hierarchy;
 
@@ -38,7 +39,7 @@ impl TestCgroup {
     }
 
     /// Gives a cgroup to a user, as a delegation does (Documentation/admin-guide/cgroup-v2.rst).
-    pub fn delegate(directory: &std::path::Path, uid: u32) -> Result<()> {
+    pub fn delegate(directory: &Path, uid: u32) -> Result<()> {
         for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
             chown(&directory.join(file), Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))?;
         }
@@ -72,8 +73,23 @@ impl Drop for TestCgroup {
     }
 }
 
+/// A process that does nothing for ten minutes, once it is in a cgroup.
+pub fn sleeper_in(cgroup: &Path) -> Result<Child> {
+    let mut sleeper = command_in(cgroup, "sleep").arg("600").spawn()?;
+    let own = sleeper.id().to_string();
+    for _ in 0..20_000 {
+        if fs::read_to_string(cgroup.join("cgroup.procs"))?.lines().any(|pid| pid == own) {
+            return Ok(sleeper);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    sleeper.kill()?;
+    sleeper.wait()?;
+    bail!("it does not come into {}", cgroup.display())
+}
+
 /// A command that starts in a cgroup, by way of a shell that moves itself.
-pub fn command_in(cgroup: &std::path::Path, program: &str) -> Command {
+pub fn command_in(cgroup: &Path, program: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup).arg(program);
     command

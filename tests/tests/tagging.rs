@@ -19,7 +19,7 @@ use nix::{
 };
 use qjump::tag::cgroup::Hierarchy;
 use qjump_tests::{
-    cgroups::{TestCgroup, command_in},
+    cgroups::{TestCgroup, command_in, sleeper_in},
     link::{Link, binary, failed, succeeded},
 };
 use serde_json::Value;
@@ -358,11 +358,10 @@ fn tags_say_what_is_tagged_by_whom_and_how_many_sockets_there_are() -> Result<()
 #[test]
 fn a_process_gets_a_cgroup_of_its_own_and_returns_to_its_old_one() -> Result<()> {
     let top = TestCgroup::new()?;
-    let process = Running(command_in(&top.directory, "sleep").arg("60").spawn()?);
+    let process = Running(sleeper_in(&top.directory)?);
     let pid = process.0.id();
     let at =
         || fs::read_to_string(format!("/proc/{pid}/cgroup")).map(|text| text.lines().last().unwrap_or("").to_owned());
-    wait_until("the process is in its cgroup", || at().is_ok_and(|line| line == format!("0::{}", top.path())))?;
     for level in ["3", "7"] {
         succeeded(&qjump(&["tag", "--pid", &pid.to_string(), "--level", level]).output()?)?;
         assert_eq!(at()?, format!("0::{}/qjump-{pid}", top.path()));

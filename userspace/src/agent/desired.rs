@@ -84,8 +84,8 @@ impl Source {
     pub fn plan(self, hosts: Option<u32>) -> Result<Arc<Desired>, Refused> {
         let Self { file, path, owners } = self;
         let desired = Desired::of(file, hosts).map_err(|message| Refused::Wrong { path, message })?;
-        let grants = desired.rules.iter().len() > 0
-            || desired.plan.network.levels.iter().any(|level| level.claims == Claims::GrantOnly);
+        let grants =
+            desired.has_rules() || desired.plan.network.levels.iter().any(|level| level.claims == Claims::GrantOnly);
         match owners.into_iter().find(|(_, uid)| grants && *uid != 0) {
             Some((path, uid)) => Err(Refused::NotRoots { path, uid }),
             None => Ok(Arc::new(desired)),

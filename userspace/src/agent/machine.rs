@@ -354,10 +354,10 @@ impl Machine {
                 }
             }
             Outcome::Assigned(result, took) => {
+                let problem = result.err();
+                let again = problem.is_some() || self.has_rules();
                 let assigning = &mut self.assigning;
                 (assigning.ended, assigning.took) = (now, took);
-                let problem = result.err();
-                let again = problem.is_some() || self.desired.as_ref().is_some_and(|desired| desired.has_rules());
                 // What ended were the rules of another configuration if there is a new one.
                 assigning.due = if is_news { again.then(|| assigning.rested(1)) } else { Some(now) };
                 if problem != assigning.problem {

@@ -122,8 +122,11 @@ impl Buffers {
         match loaded_interfaces() {
             Ok(names) => {
                 self.open.retain(|name, _| names.contains(name));
-                let opened = names.iter().filter(|name| self.follow(name)).count();
-                if opened > 0 {
+                let mut tried = false;
+                for name in &names {
+                    tried |= self.follow(name);
+                }
+                if tried {
                     sys::give_memory_back();
                 }
             }

@@ -397,7 +397,7 @@ fn verdict(deadline: Instant, front: &UnixStream, listener: &UnixListener) -> (V
         let mut sources =
             [front.as_fd(), listener.as_fd()].map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN));
         // Rounded up, so that the last millisecond is not spent in circles.
-        let timeout = PollTimeout::try_from((left.as_millis() + 1).min(LOOK_MS.into())).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::from((left.as_millis() + 1).min(LOOK_MS.into()) as u16);
         if !matches!(poll(&mut sources, timeout), Ok(1..)) {
             continue;
         }

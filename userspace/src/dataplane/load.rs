@@ -700,22 +700,17 @@ pub(crate) fn loader() -> EbpfLoader<'static> {
 static LOADER: Mutex<Option<EbpfLoader<'static>>> = Mutex::new(None);
 
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
-    let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
-    let loader = loader.get_or_insert_with(loader_of_interfaces);
+    let mut kept = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+    let loader = kept.get_or_insert_with(loader);
     for map in [names::CONFIG, names::STATE, names::COUNTERS, names::EVENTS] {
         loader.map_pin_path(map, pins.map(map));
     }
+    loader.map_max_entries(names::EVENTS, EVENT_BYTES);
     grants::share_maps(loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
     let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
     load_program(&mut object)?;
     Ok(object)
-}
-
-fn loader_of_interfaces() -> EbpfLoader<'static> {
-    let mut loader = loader();
-    loader.map_max_entries(names::EVENTS, EVENT_BYTES);
-    loader
 }
 
 fn load_program(object: &mut Ebpf) -> Result<(), Error> {

@@ -296,6 +296,11 @@ struct Flight {
 }
 
 impl Flight {
+    /// Whether it can send nothing before the kernel has room.
+    const fn waits_for_room(&self) -> bool {
+        self.full || self.endpoint.is_blocked()
+    }
+
     /// Whether the kernels are to stamp the next probe. The choice must have nothing to do with how long it will take: one of
     /// so many on a schedule; by the time where each follows the answer to the one before.
     fn is_stamped(&self, rate: f64, now_ns: u64) -> bool {
@@ -445,7 +450,7 @@ impl<'a> Driver<'a> {
     }
 
     fn is_over(&self, now: u64) -> bool {
-        let over = |flight: &Flight| flight.recorder.waiting() == 0 && !flight.full && !flight.endpoint.is_blocked();
+        let over = |flight: &Flight| flight.recorder.waiting() == 0 && !flight.waits_for_room();
         self.flights.iter().all(over) || now >= self.end_ns + self.spec.timeout_ns
     }
 
@@ -548,7 +553,7 @@ impl<'a> Driver<'a> {
         let deadline = self.flights.iter().filter_map(|flight| flight.recorder.deadline_ns()).min();
         let waiting = self.flights.iter().any(|flight| flight.recorder.waiting() > 0);
         // Who waits for room sleeps, whatever the schedule.
-        let full = self.flights.iter().any(|flight| flight.full || flight.endpoint.is_blocked());
+        let full = self.flights.iter().any(Flight::waits_for_room);
         let ahead_ns = if full { SPIN_NS } else { self.ahead_ns };
         let wake = due.saturating_sub(ahead_ns).min(deadline.unwrap_or(u64::MAX)).min(second_ns);
         if !full && (wake <= now || now < awake_until && waiting) {
@@ -556,8 +561,7 @@ impl<'a> Driver<'a> {
             return Ok(());
         }
         // Not for long, so that a stop is seen.
-        let sockets =
-            self.flights.iter().map(|flight| (flight.endpoint.as_fd(), flight.full || flight.endpoint.is_blocked()));
+        let sockets = self.flights.iter().map(|flight| (flight.endpoint.as_fd(), flight.waits_for_room()));
         sleep(sockets, wake.saturating_sub(now).min(LOOK_NS))?;
         let woken = monotonic_ns();
         self.vigil.slept(now, woken);

@@ -260,7 +260,9 @@ impl Session {
     /// # Errors
     /// If the kernel refuses.
     pub fn remove(&mut self, cgroup: &Cgroup) -> Result<Changed, Error> {
-        let owned = self.grants.get(cgroup.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
+        // The links tell it, too, when the grant is gone already.
+        let owned = grants::was_made_for_process(cgroup.id)
+            || self.grants.get(cgroup.id).is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
         self.grants.remove(cgroup.id)?;
         let sockets = match self.settle(cgroup) {
             // It was removed meanwhile, and all of its processes before it.
@@ -288,14 +290,8 @@ impl Session {
             let grant = self.grants.get(id);
             let owned = grant.is_some_and(|grant| grant.flags & GRANT_OWNS_CGROUP != 0);
             match cgroups.get(&id) {
-                Some(cgroup) if owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
                 // Programs come before the grant and go after it, under one lock.
-                Some(cgroup) if grant.is_none() => {
-                    if grants::was_made_for_process(id) {
-                        let _ = cgroup.dissolve();
-                    }
-                    drop(self.remove(cgroup));
-                }
+                Some(cgroup) if grant.is_none() || owned && !cgroup.is_populated() => drop(self.remove(cgroup)),
                 _ if grant.is_none() || grants::is_gone(id) => drop(self.remove_gone(id)),
                 _ => {}
             }
