@@ -84,19 +84,15 @@ pub fn qj_setsockopt(ctx: SockoptContext) -> i32 {
     let option = ctx.sockopt;
     // SAFETY: the context is valid.
     let (level, name) = unsafe { ((*option).level, (*option).optname) };
-    if level == SOL_SOCKET as i32 && name == SO_PRIORITY as i32 && has_asked(option).is_some() {
-        // Done; the kernel need not do it again.
-        // SAFETY: as above; the field is writable in this hook.
-        unsafe { (*option).optlen = -1 };
-    } else {
+    if level != SOL_SOCKET as i32 || name != SO_PRIORITY as i32 || has_asked(option).is_none() {
         // "Take the process's own buffer": the kernel would otherwise refuse options of over a page.
-        // SAFETY: as above.
+        // SAFETY: as above; the field is writable in this hook.
         unsafe { (*option).optlen = 0 };
     }
     ALLOW
 }
 
-/// Notes the level that a process asks for and sets what it gets; `None` if the kernel should do as it would.
+/// Notes the level that a process asks for and sees to it that it gets what it may; `None` if the kernel should do as it would.
 #[inline(always)]
 fn has_asked(option: *mut bpf_sockopt) -> Option<()> {
     // SAFETY: the context is valid; the verifier knows the two as the bounds of the value.
@@ -120,7 +116,19 @@ fn has_asked(option: *mut bpf_sockopt) -> Option<()> {
     if !record.is_fresh(grants::generation()) || record.granted() == MaybeLevel::NONE {
         return None;
     }
-    set_priority(socket.cast(), record);
+    let level = decide(record.granted(), record.asked).level()?;
+    if cfg!(not(feature = "old")) {
+        set_option(socket.cast(), SO_PRIORITY, u32::from(level.number()));
+    } else if level != Level::STRICTEST {
+        // Before Linux 5.15 a program cannot set it here, but what the process asks the kernel for it can change.
+        // SAFETY: the four bytes are within the bounds.
+        unsafe { *value = u32::from(level.number()) };
+        return Some(());
+    }
+    // Done; the kernel need not do it again. For level 7 it would ask for a capability. Where it could not be set, packets get
+    // it all the same, and the process reads what it read before.
+    // SAFETY: as in the caller.
+    unsafe { (*option).optlen = -1 };
     Some(())
 }
 
@@ -147,11 +155,14 @@ pub fn qj_connect6(ctx: SockAddrContext) -> i32 {
     on_address(ctx.sock_addr)
 }
 
+// Before Linux 5.12 these cannot set options: there, a datagram socket that is not connected keeps its buffer.
+#[cfg(not(feature = "old"))]
 #[cgroup_sock_addr(sendmsg4)]
 pub fn qj_sendmsg4(ctx: SockAddrContext) -> i32 {
     on_address(ctx.sock_addr)
 }
 
+#[cfg(not(feature = "old"))]
 #[cgroup_sock_addr(sendmsg6)]
 pub fn qj_sendmsg6(ctx: SockAddrContext) -> i32 {
     on_address(ctx.sock_addr)

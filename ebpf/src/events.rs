@@ -36,7 +36,7 @@ extern "C" fn qj_tell(skb: *mut __sk_buff, level: u64, reason: u64, l2_bytes: u6
         return 0;
     };
     // Whoever loses against another CPU leaves it to the next packet.
-    if word.compare_exchange(seen.0, told.0) == seen.0 {
+    if word.compare_exchange(seen.0, told.0).is_ok() {
         // The user side makes a sentence of it. Here each character costs instructions, and the path of the file more than the rest.
         warn!(&(), "{} {} {} {}", level.number(), reason as u32, l2_bytes as u32, protocol);
     }

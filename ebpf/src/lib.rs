@@ -32,6 +32,8 @@ pub mod names {
     pub const STATE: &str = "qj_state";
     /// Packets and bytes per CPU, level and reason.
     pub const COUNTERS: &str = "qj_counters";
+    /// Locks of words, where the kernel has no compare-exchange.
+    pub const LOCKS: &str = "qj_locks";
     /// Rare events, for the log of an agent. The name is aya-log's.
     pub const EVENTS: &str = "AYA_LOGS";
     /// Grants by cgroup.

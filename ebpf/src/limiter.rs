@@ -493,8 +493,11 @@ impl Carry {
 pub trait LevelState {
     /// The word now.
     fn load(&self) -> u64;
-    /// Writes `new` if the word is `current`; the word before, either way. Sequentially consistent.
-    fn compare_exchange(&self, current: u64, new: u64) -> u64;
+    /// Writes `new` if the word is `current`. Sequentially consistent.
+    ///
+    /// # Errors
+    /// The word as it is, if nothing was written. That may be `current`, for a reason that passes: then try again.
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64>;
     /// The slot in force now: 0 or 1.
     fn active_slot(&self) -> u64;
 }
@@ -556,8 +559,7 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
         if slot_of(word) != slot & 1 {
             // Either this packet is the first after a change, or the change came after it read the
             // configuration. The exchange of the word with itself orders the two reads.
-            let seen = state.compare_exchange(word, word);
-            if seen != word {
+            if let Err(seen) = state.compare_exchange(word, word) {
                 word = seen;
                 continue;
             }
@@ -573,15 +575,15 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
                 // A damaged word: without this the level would be shut until the clock reached it. Or a
                 // word of the other slot, which may be damaged as well, and does not show it afterwards.
                 let backlog = if plausible { backlog } else { limit.reach_ns() };
-                state.compare_exchange(word, word_at(now_ns, backlog, slot));
+                let _ = state.compare_exchange(word, word_at(now_ns, backlog, slot));
             }
             return Admission::Over;
         }
-        let seen = state.compare_exchange(word, word_at(now_ns, after, slot));
-        if seen == word {
-            return if after > limit.burst_ns { Admission::Wait(after - limit.burst_ns) } else { Admission::Admitted };
+        match state.compare_exchange(word, word_at(now_ns, after, slot)) {
+            Ok(()) if after > limit.burst_ns => return Admission::Wait(after - limit.burst_ns),
+            Ok(()) => return Admission::Admitted,
+            Err(seen) => word = seen,
         }
-        word = seen;
     }
     Admission::Contended
 }
@@ -597,10 +599,9 @@ pub fn carry_over<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, now_n
         } else {
             word_at(now_ns, backlog_in(limit, slot, word, now_ns), slot)
         };
-        let seen = state.compare_exchange(word, carried);
-        if seen == word {
-            return;
+        match state.compare_exchange(word, carried) {
+            Ok(()) => return,
+            Err(seen) => word = seen,
         }
-        word = seen;
     }
 }

@@ -5,12 +5,16 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the classifier macro makes an undocumented item")]
-#![expect(internal_features, reason = "core::sync::atomic has no compare_exchange for the BPF target")]
-#![feature(core_intrinsics)]
+#![cfg_attr(
+    not(feature = "old"),
+    expect(internal_features, reason = "core::sync::atomic has no compare_exchange for the BPF target"),
+    feature(core_intrinsics)
+)]
 
 mod authority;
 mod demoted;
 mod events;
+mod exchange;
 mod grants;
 mod limit;
 mod paced;

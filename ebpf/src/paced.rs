@@ -54,13 +54,14 @@ extern "C" fn qj_share(skb: *mut __sk_buff, level: u64, now_ns: u64, wait_ns: u6
         let mut counted = false;
         for _ in 0..ATTEMPTS {
             let more = flows.with_one_more(window);
-            let seen = ActiveFlows(word.compare_exchange(flows.0, more.0));
-            counted = seen == flows;
-            if counted {
-                flows = more;
-                break;
+            match word.compare_exchange(flows.0, more.0) {
+                Ok(()) => {
+                    flows = more;
+                    counted = true;
+                    break;
+                }
+                Err(seen) => flows = ActiveFlows(seen),
             }
-            flows = seen;
         }
         if !counted {
             return 0;

@@ -2,7 +2,6 @@
 
 use core::{
     hint::black_box,
-    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg},
     mem::offset_of,
     ptr::{addr_of, read_volatile},
 };
@@ -16,7 +15,7 @@ use qjump_ebpf::{
     layout::{FLAG_CLASSES, FLAG_DEPARTURE_TIMES, FLAG_PRIORITY_TAG, GRANT_ONLY_SHIFT, Word},
 };
 
-use crate::Verdict;
+use crate::{Verdict, exchange};
 
 /// `BPF_F_MMAPABLE`: the loader carries limiter words over with the same compare-exchange.
 const MMAPABLE: u32 = 1 << 10;
@@ -106,39 +105,44 @@ fn index(level: Level) -> usize {
 
 /// A word of a level in map memory.
 pub struct WordRef {
-    word: *mut u64,
+    /// Aligned to 8 bytes.
+    pub word: *mut u64,
     active: *const u64,
+    place: exchange::Place,
 }
 
 /// The limiter word of `level`.
 #[inline(always)]
 pub fn limiter_word(level: Level) -> Option<WordRef> {
-    let state = STATE.get_ptr_mut(0)?;
-    // SAFETY: map values live as long as the program; the index is below the number of words.
-    unsafe {
-        let words = addr_of!((*state).words).cast::<Word>();
-        Some(WordRef { word: words.add(index(level)).cast_mut().cast(), active: addr_of!((*state).active) })
-    }
+    word(level, offset_of!(Word, value))
 }
 
 /// The word that counts the active flows of `level`.
 #[inline(always)]
 pub fn flows_word(level: Level) -> Option<WordRef> {
-    beside_limiter(level, offset_of!(Word, flows))
+    word(level, offset_of!(Word, flows))
 }
 
 /// The word that knows which events of `level` have been told.
 #[inline(always)]
 pub fn told_word(level: Level) -> Option<WordRef> {
-    beside_limiter(level, offset_of!(Word, told))
+    word(level, offset_of!(Word, told))
 }
 
 /// The word that is so many bytes into the [`Word`] of `level`.
 #[inline(always)]
-fn beside_limiter(level: Level, offset: usize) -> Option<WordRef> {
-    let WordRef { word, active } = limiter_word(level)?;
-    // SAFETY: a `Word` begins with the limiter's, and the offset is that of another of its fields.
-    Some(WordRef { word: unsafe { word.byte_add(offset) }, active })
+pub fn word(level: Level, offset: usize) -> Option<WordRef> {
+    let state = STATE.get_ptr_mut(0)?;
+    // SAFETY: map values live as long as the program; the index is below the number of words, and the offset is that of
+    // a field.
+    unsafe {
+        let words = addr_of!((*state).words).cast::<Word>();
+        Some(WordRef {
+            word: words.add(index(level)).cast_mut().cast::<u64>().byte_add(offset),
+            active: addr_of!((*state).active),
+            place: exchange::Place::new(level, offset),
+        })
+    }
 }
 
 impl LevelState for WordRef {
@@ -151,13 +155,14 @@ impl LevelState for WordRef {
     }
 
     #[inline(always)]
-    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
-        // SAFETY: `word` points into map memory, aligned to 8 bytes.
-        unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.word, current, new).0 }
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
+        // SAFETY: `word` points into map memory, aligned to 8 bytes, and `place` says where.
+        unsafe { exchange::compare_exchange(self.word, self.place, current, new) }
     }
 
     #[inline(always)]
     fn active_slot(&self) -> u64 {
+        exchange::fence();
         // SAFETY: `active` points into map memory.
         unsafe { read_volatile(self.active) & 1 }
     }

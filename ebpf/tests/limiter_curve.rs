@@ -428,10 +428,10 @@ impl qjump_ebpf::LevelState for Contested {
         self.0.get()
     }
 
-    fn compare_exchange(&self, current: u64, _new: u64) -> u64 {
+    fn compare_exchange(&self, current: u64, _new: u64) -> Result<(), u64> {
         // Somebody who charges nothing, so that there is room all the time, and is faster every time.
         self.0.set(current.wrapping_add(2));
-        self.0.get()
+        Err(self.0.get())
     }
 
     fn active_slot(&self) -> u64 {

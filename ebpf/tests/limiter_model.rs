@@ -5,8 +5,8 @@
 
 use loom::{
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering, fence},
     },
     thread,
 };
@@ -23,32 +23,38 @@ const EPOCH_NS: u64 = 1_000;
 struct Level {
     word: AtomicU64,
     active: AtomicU64,
+    lock: Mutex<()>,
     slots: [LevelLimit; 2],
 }
 
 impl Level {
     fn new(backlog_ns: u64, slots: [LevelLimit; 2]) -> Arc<Self> {
-        Arc::new(Self { word: AtomicU64::new(word_at(NOW_NS, backlog_ns, 0)), active: AtomicU64::new(0), slots })
+        let word = AtomicU64::new(word_at(NOW_NS, backlog_ns, 0));
+        Arc::new(Self { word, active: AtomicU64::new(0), lock: Mutex::new(()), slots })
     }
 
     fn backlog(&self, now_ns: u64) -> u64 {
         backlog_ns(self.load(), now_ns)
     }
 
-    /// A packet as the program handles it: reads the slot, asks, and if told `Stale`, reads the slot and
-    /// asks again. The answer, and the slot that gave it.
     fn packet(&self, cost_ns: u64, now_ns: u64) -> (Admission, u64) {
-        let slot = self.active_slot();
-        let answer = admit(self, slot, &self.slots[slot as usize], cost_ns, now_ns);
-        if answer != Admission::Stale {
-            return (answer, slot);
-        }
-        let again = self.active_slot();
-        assert_ne!(again, slot, "stale before there was a change");
-        let answer = admit(self, again, &self.slots[again as usize], cost_ns, now_ns);
-        assert_ne!(answer, Admission::Stale, "stale again after one change");
-        (answer, again)
+        packet(self, &self.slots, cost_ns, now_ns)
     }
+}
+
+/// A packet as the program handles it: reads the slot, asks, and if told `Stale`, reads the slot and
+/// asks again. The answer, and the slot that gave it.
+fn packet(level: &impl LevelState, slots: &[LevelLimit; 2], cost_ns: u64, now_ns: u64) -> (Admission, u64) {
+    let slot = level.active_slot();
+    let answer = admit(level, slot, &slots[slot as usize], cost_ns, now_ns);
+    if answer != Admission::Stale {
+        return (answer, slot);
+    }
+    let again = level.active_slot();
+    assert_ne!(again, slot, "stale before there was a change");
+    let answer = admit(level, again, &slots[again as usize], cost_ns, now_ns);
+    assert_ne!(answer, Admission::Stale, "stale again after one change");
+    (answer, again)
 }
 
 impl LevelState for Level {
@@ -56,14 +62,39 @@ impl LevelState for Level {
         self.word.load(Ordering::Relaxed)
     }
 
-    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
-        match self.word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(before) | Err(before) => before,
-        }
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
+        self.word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
     }
 
     fn active_slot(&self) -> u64 {
         self.active.load(Ordering::Relaxed)
+    }
+}
+
+/// The level as packets see it where the kernel has no compare-exchange (src/exchange.rs): they exchange its word under a lock,
+/// which the loader does not take.
+struct Locked<'a>(&'a Level);
+
+impl LevelState for Locked<'_> {
+    fn load(&self) -> u64 {
+        self.0.load()
+    }
+
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
+        let _held = self.0.lock.lock().unwrap();
+        let seen = self.load();
+        if seen != current {
+            return Err(seen);
+        }
+        // What another exchange wrote since the load is overwritten, whatever it was. A store would do; but loom lets others see a
+        // store and an exchange in either order, when the exchange read what the store replaces, and C11 in this one alone.
+        self.0.word.swap(new, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn active_slot(&self) -> u64 {
+        fence(Ordering::Acquire);
+        self.0.active_slot()
     }
 }
 
@@ -219,4 +250,42 @@ fn a_packet_that_races_with_a_change_is_charged_once_in_the_slot_that_admitted_i
         assert_eq!(packet.join().unwrap(), Admission::Admitted);
         assert_eq!(level.load(), word_at(NOW_NS, 2 * EPOCH_NS, 1));
     });
+}
+
+/// Two packets that exchange words under a lock, and a change of configuration by a loader that takes no lock, and carries over
+/// once more when both have left. As many pass as with a compare-exchange.
+fn change_under_a_lock(slots: fn() -> [LevelLimit; 2], backlog: u64, least: usize, most: usize) {
+    check(move || {
+        let level = Level::new(backlog, slots());
+        let packets: Vec<_> = (0..2)
+            .map(|_| {
+                let level = Arc::clone(&level);
+                thread::spawn(move || packet(&Locked(&level), &level.slots, EPOCH_NS, NOW_NS))
+            })
+            .collect();
+        level.active.store(1, Ordering::Relaxed);
+        carry_over(&*level, 1, &level.slots[1], NOW_NS);
+        let answers: Vec<_> = packets.into_iter().map(|packet| packet.join().unwrap()).collect();
+        carry_over(&*level, 1, &level.slots[1], NOW_NS);
+        let admitted = count(&answers, Admission::Admitted);
+        assert_eq!(admitted + count(&answers, Admission::Over), 2, "{answers:?}");
+        assert!((least..=most).contains(&admitted), "{answers:?}");
+        assert_eq!(slot_of(level.load()), 1, "a word of the old slot after the change");
+    });
+}
+
+#[test]
+fn under_a_lock_an_identical_reload_admits_exactly_the_budget() {
+    change_under_a_lock(|| [per_packet(0), per_packet(0).replacing(&per_packet(0))], 0, 1, 1);
+}
+
+#[test]
+fn under_a_lock_a_change_admits_within_the_larger_burst() {
+    change_under_a_lock(|| [per_packet(EPOCH_NS), per_packet(0).replacing(&per_packet(EPOCH_NS))], 0, 1, 2);
+    change_under_a_lock(|| [per_packet(0), per_packet(EPOCH_NS).replacing(&per_packet(0))], 0, 1, 2);
+}
+
+#[test]
+fn under_a_lock_a_change_of_an_exhausted_level_admits_nothing() {
+    change_under_a_lock(|| [per_packet(0), per_packet(0).replacing(&per_packet(0))], EPOCH_NS, 0, 0);
 }

@@ -20,7 +20,7 @@ pub fn is_guest() -> bool {
     std::env::var_os("QJUMP_GUEST").is_some()
 }
 
-/// The eBPF compare-exchange, without which there is no limiter.
+/// The eBPF compare-exchange, without which the limiter takes locks.
 pub fn has_compare_exchange() -> bool {
     if cfg!(target_arch = "x86_64") { at_least(5, 12) } else { at_least(5, 18) }
 }
@@ -38,4 +38,15 @@ pub fn has_netkit() -> bool {
 /// SO_PRIORITY as a control message. Before, the message that has one is refused.
 pub fn has_priority_message() -> bool {
     at_least(6, 14)
+}
+
+/// SO_PRIORITY 7 for whoever has CAP_NET_RAW. Before, it took CAP_NET_ADMIN.
+pub fn raw_may_claim_all() -> bool {
+    at_least(5, 17)
+}
+
+/// Options of sockets, set by a program that sees datagrams addressed. Without, a socket that is not connected keeps its
+/// send buffer.
+pub fn has_options_of_datagrams() -> bool {
+    at_least(5, 12)
 }

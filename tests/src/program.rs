@@ -8,7 +8,10 @@ use aya::{
     maps::{Array, HashMap},
     programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions, TestRunResult},
 };
-use qjump::{dataplane::Maps, tag::cgroup::Hierarchy};
+use qjump::{
+    dataplane::{Maps, object},
+    tag::cgroup::Hierarchy,
+};
 use qjump_ebpf::{Config, LEVELS, Reason, grant::Grant, layout::LevelCounters, names};
 
 /// "Next": the packet passes, and other programs still run (TC_ACT_UNSPEC).
@@ -79,16 +82,12 @@ pub struct Shim {
     maps: Maps,
 }
 
-/// Reads an object that `cargo xtask` has built.
-pub fn object(variable: &str, file: &str) -> Result<Vec<u8>> {
-    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf").join(file);
-    let path = env::var_os(variable).map_or(built, PathBuf::from);
-    fs::read(&path).with_context(|| format!("{} is not there; run `cargo xtask test`", path.display()))
-}
-
-/// Loads the program `name` of the lab object.
+/// Loads the program `name` of the lab object, which `cargo xtask` has built.
 pub fn lab(name: &str) -> Result<Ebpf> {
-    let mut lab = Ebpf::load(&object("QJUMP_LAB_OBJECT", "lab.o")?)?;
+    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/lab.o");
+    let path = env::var_os("QJUMP_LAB_OBJECT").map_or_else(built, PathBuf::from);
+    let object = fs::read(&path).with_context(|| format!("{} is not there; run `cargo xtask test`", path.display()))?;
+    let mut lab = Ebpf::load(&object)?;
     classifier(&mut lab, name)?.load()?;
     Ok(lab)
 }
@@ -117,7 +116,12 @@ pub fn time(
 impl Shim {
     /// Loads it with this configuration in force.
     pub fn load(config: &Config) -> Result<Self> {
-        let mut object = Ebpf::load(&object("QJUMP_OBJECT", "qjump.o")?)?;
+        Self::of_object(object()?, config)
+    }
+
+    /// Loads one of the objects that there are for older and newer kernels.
+    pub fn of_object(object: &[u8], config: &Config) -> Result<Self> {
+        let mut object = Ebpf::load(object)?;
         classifier(&mut object, names::PROGRAM)?.load()?;
         let mut maps = Maps::of(&mut object)?;
         maps.initialise(config)?;
@@ -148,6 +152,11 @@ impl Shim {
     /// The maps.
     pub fn maps(&mut self) -> &mut Maps {
         &mut self.maps
+    }
+
+    /// The program, and the maps for who changes them meanwhile.
+    pub fn parts(&mut self) -> Result<(&SchedClassifier, &mut Maps)> {
+        Ok((classifier(&mut self.object, names::PROGRAM)?, &mut self.maps))
     }
 
     /// The program.

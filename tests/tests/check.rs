@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::{LinkOrder, TcAttachType, loaded_programs, tc::TcAttachOptions};
 use qjump::qdisc;
 use qjump_tests::{
-    kernel::{has_tcx, is_guest},
+    kernel::{has_compare_exchange, has_tcx, is_guest},
     link::{Link, PLAN, binary, failed, succeeded},
     nobody::{self, Folder},
     program::{classifier, lab},
@@ -114,6 +114,8 @@ fn the_kernels_features_are_reported_as_they_are() -> Result<()> {
     } else {
         expect(&found, "unsupported", "kernel", &["no tcx", "6.6", "clsact takes its place"]);
     }
+    let locked = found.iter().any(|finding| finding["found"].to_string().contains("eBPF has no compare-exchange"));
+    assert_eq!(locked, !has_compare_exchange());
     let hook = if has_tcx() { "at tcx egress" } else { "at clsact egress" };
     expect(&found, "ok", "load", &[hook]);
     let status = check(&link, &CLEAN, &["--hook", "tcx"], if has_tcx() { 0 } else { 2 })?;

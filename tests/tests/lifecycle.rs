@@ -14,13 +14,13 @@ use aya::{
     maps::{Array, Map, MapData},
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
-use qjump::dataplane::Maps;
+use qjump::dataplane::{Maps, object};
 use qjump_ebpf::{Config, names};
 use qjump_tests::{
     arrivals::Witness,
     kernel::has_tcx,
     link::{FAR, Link, NEAR, failed, succeeded},
-    program::{classifier, lab, object},
+    program::{classifier, lab},
     sender,
 };
 
@@ -477,9 +477,9 @@ fn pins_of_another_version_are_named_and_hide_no_others() -> Result<()> {
     };
     check(" and is still in force")?;
     // The same with a map that has our name and another shape, which no program uses.
-    let mut object = EbpfLoader::new().map_max_entries(names::STATE, 2).load(&object("QJUMP_OBJECT", "qjump.o")?)?;
+    let mut wrong = EbpfLoader::new().map_max_entries(names::STATE, 2).load(object()?)?;
     fs::remove_file(link.pins().map(names::STATE))?;
-    object.map_mut(names::STATE).context("the map")?.pin(link.pins().map(names::STATE))?;
+    wrong.map_mut(names::STATE).context("the map")?.pin(link.pins().map(names::STATE))?;
     check(", and is in force no more")?;
     link.unload()?;
     assert_eq!(programs(&link)?, [""; 0]);

@@ -1,5 +1,5 @@
-//! The eBPF objects: `target/bpf/qjump.o`, which userspace/build.rs puts into the qjump command, and
-//! `target/bpf/lab.o`, which only tests and benchmarks load.
+//! The eBPF objects: `target/bpf/qjump.o` and `qjump-old.o`, for newer and older kernels, which
+//! userspace/build.rs puts into the qjump command, and `target/bpf/lab.o`, which only tests and benchmarks load.
 
 use crate::toolchain::Compiler;
 use crate::workspace::Workspace;
@@ -8,8 +8,8 @@ use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// Names a ready-made `qjump.o`, for packagers and for machines without an eBPF compiler. userspace/build.rs knows
-/// it too.
+/// Names a ready-made `qjump.o`, for packagers and for machines without an eBPF compiler; a `qjump-old.o` beside it is taken,
+/// too. userspace/build.rs knows the variable as well.
 pub const PREBUILT: &str = "QJUMP_BPF_OBJECT";
 
 /// Which objects a task needs.
@@ -26,19 +26,29 @@ pub fn build(workspace: &Workspace, objects: Objects) -> anyhow::Result<()> {
     match prebuilt()? {
         None => {
             let compiler = Compiler::find(objects == Objects::Program)?;
-            compile(workspace, &compiler, &[("qjump", workspace.program_object()), ("lab", workspace.lab_object())])
+            compile(
+                workspace,
+                &compiler,
+                "program",
+                &[("qjump", workspace.program_object()), ("lab", workspace.lab_object())],
+            )?;
+            compile(workspace, &compiler, "old", &[("qjump", workspace.old_object())])
         }
         Some(object) => {
             say!("eBPF programs: {}, as {PREBUILT} says", object.display());
             let bytes = read_object(&object).with_context(|| format!("{PREBUILT} names {}", object.display()))?;
             replace(&workspace.program_object(), &bytes)?;
+            let beside = object.with_file_name(workspace.old_object().file_name().expect("it is a file"));
+            if beside.exists() {
+                replace(&workspace.old_object(), &read_object(&beside)?)?;
+            }
             if objects == Objects::Program {
                 say!("target/bpf/lab.o is not made: only tests and benchmarks need it");
                 return Ok(());
             }
             let compiler = Compiler::find(false)
                 .context("tests and benchmarks need target/bpf/lab.o too, which has to be compiled")?;
-            compile(workspace, &compiler, &[("lab", workspace.lab_object())])
+            compile(workspace, &compiler, "program", &[("lab", workspace.lab_object())])
         }
     }
 }
@@ -51,15 +61,19 @@ pub fn prebuilt() -> anyhow::Result<Option<PathBuf>> {
     Ok(Some(std::path::absolute(path)?))
 }
 
-/// Compiles programs of the crate qjump-ebpf and puts each where it belongs.
-fn compile(workspace: &Workspace, compiler: &Compiler, programs: &[(&str, PathBuf)]) -> anyhow::Result<()> {
-    say!("eBPF compiler: {compiler}");
+/// Compiles programs of the crate qjump-ebpf, with one of its features, and puts each where it belongs.
+fn compile(
+    workspace: &Workspace,
+    compiler: &Compiler,
+    feature: &str,
+    programs: &[(&str, PathBuf)],
+) -> anyhow::Result<()> {
     let linker = linker::ensure(workspace)?;
-    let names: Vec<_> = programs.iter().map(|(name, _)| format!("{name}.o")).collect();
-    say!("building the eBPF programs: {}", names.join(", "));
+    let names: Vec<_> = programs.iter().filter_map(|(_, object)| Some(object.file_name()?.to_string_lossy())).collect();
+    say!("building the eBPF programs with {compiler}: {}", names.join(", "));
     let folder = workspace.target("bpf");
     let mut cargo = compiler.cargo(workspace, &linker)?;
-    cargo.args(["--locked", "--release", "--package", "qjump-ebpf", "--features", "program"]);
+    cargo.args(["--locked", "--release", "--package", "qjump-ebpf", "--features", feature]);
     cargo.args(["--target", pins::BPF_TARGET, "--target-dir"]).arg(&folder);
     for (name, _) in programs {
         cargo.args(["--bin", name]);

@@ -39,7 +39,6 @@ pub fn cargo(workspace: &Workspace) -> anyhow::Result<Command> {
         cargo.env(bpf::PREBUILT, object);
     }
     cargo.env("QJUMP_BIN", workspace.binary());
-    cargo.env("QJUMP_OBJECT", workspace.program_object());
     cargo.env("QJUMP_LAB_OBJECT", workspace.lab_object());
     Ok(cargo)
 }

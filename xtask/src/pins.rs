@@ -91,8 +91,8 @@ pub const GUESTS: &[Package] = &[
 /// What Debian's packages are signed with.
 pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The BPF instruction set of the objects: v3 has 32-bit registers and the atomic compare-exchange that the limiter
-/// needs. Linux runs it since 5.12.
+/// The BPF instruction set of the objects: v3 has 32-bit registers (Linux 5.1) and the atomic compare-exchange of the limiter
+/// (Linux 5.12), which the object for old kernels does without.
 pub const BPF_CPU: &str = "v3";
 
 /// The Rust target of the eBPF programs. It has this machine's byte order, because the kernel that runs them has.

@@ -33,6 +33,11 @@ impl Workspace {
         self.target("bpf/qjump.o")
     }
 
+    /// The same for kernels without a compare-exchange.
+    pub fn old_object(&self) -> PathBuf {
+        self.target("bpf/qjump-old.o")
+    }
+
     /// The eBPF programs for tests and benchmarks only.
     pub fn lab_object(&self) -> PathBuf {
         self.target("bpf/lab.o")

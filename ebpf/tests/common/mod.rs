@@ -62,12 +62,13 @@ impl LevelState for Memory {
         self.word.get()
     }
 
-    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
         let before = self.word.get();
-        if before == current {
-            self.word.set(new);
+        if before != current {
+            return Err(before);
         }
-        before
+        self.word.set(new);
+        Ok(())
     }
 
     fn active_slot(&self) -> u64 {

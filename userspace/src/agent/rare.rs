@@ -19,7 +19,7 @@ use log::{Log, Metadata, Record};
 use qjump_ebpf::{Reason, names};
 use tracing::{debug, warn};
 
-use crate::dataplane::{self, OBJECT, Pins, loaded_interfaces, sys};
+use crate::dataplane::{self, Pins, loaded_interfaces, sys};
 
 /// How often to look. Events wait in their buffer.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -161,7 +161,7 @@ fn open(loader: &mut EbpfLoader<'_>, bytes: u32, teller: Teller) -> io::Result<E
     let mut object = loader
         .map_pin_path(names::EVENTS, Pins::of(interface).map(names::EVENTS))
         .map_max_entries(names::EVENTS, bytes)
-        .load(OBJECT)
+        .load(dataplane::object().map_err(io::Error::other)?)
         .map_err(io::Error::other)?;
     EbpfLogger::init_with_logger(&mut object, teller).map_err(io::Error::other)
 }

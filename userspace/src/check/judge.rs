@@ -130,10 +130,18 @@ fn judge_host(mut about: About<'_>, host: &Host, request: Option<&Request<'_>>) 
 fn judge_trial(about: &mut About<'_>, trial: &Trial, hook: Option<Hook>, grants_needed: bool) {
     if let Err(why) = &trial.egress {
         let found = format!("the kernel refuses the egress program: {why}");
-        let remedy = "Linux 5.12 or later on x86-64, 5.18 on arm64, with CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT";
+        let remedy = "Linux 5.10 or later, with CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT";
         return about.unsupported(true, "kernel", found, remedy);
     }
     about.ok("kernel", "the egress program was loaded and verified");
+    if !trial.compare_exchange {
+        about.unsupported(
+            false,
+            "kernel",
+            "eBPF has no compare-exchange, which came with Linux 5.12 (arm64: 5.18)",
+            "nothing: the program with locks takes its place, as exact, and some 100 ns dearer for a limited packet",
+        );
+    }
     match (&trial.tcx, &trial.clsact) {
         (Ok(()), _) => about.ok("kernel", "it was attached to tcx, in a namespace of its own"),
         (Err(_), Ok(())) => about.unsupported(
@@ -647,7 +655,7 @@ mod tests {
         let queue = Chosen { queue: Queue::Fq, reason: Why::Best, why: "the best".to_owned(), falls_short: false };
         let foreseen =
             Foreseen { hook: "tcx", replaces: false, queue, displaces: None, gso_cap: None, removes_stale: false };
-        let trial = Trial { egress: Ok(()), refused: Vec::new(), tcx: Ok(()), clsact: Ok(()) };
+        let trial = Trial { compare_exchange: true, egress: Ok(()), refused: Vec::new(), tcx: Ok(()), clsact: Ok(()) };
         Facts {
             host: Host {
                 lacks: None,
@@ -722,10 +730,11 @@ mod tests {
     #[test]
     fn each_fault_of_the_host_is_found() {
         use Status::{Broken, Unsupported, Warning};
-        let cases: [(Change, Status, &str); 21] = [
+        let cases: [(Change, Status, &str); 22] = [
             (|host, _| host.lacks = Some(Capability::Bpf), Broken, "rights"),
             (|host, _| host.trial = Err("no".into()), Warning, "kernel"),
             (|host, _| host.trial.as_mut().unwrap().egress = Err("no".into()), Unsupported, "kernel"),
+            (|host, _| host.trial.as_mut().unwrap().compare_exchange = false, Unsupported, "kernel"),
             (|host, _| host.trial.as_mut().unwrap().tcx = Err("no".into()), Unsupported, "kernel"),
             (|host, _| host.trial.as_mut().unwrap().refused = vec![("x", "no".into())], Unsupported, "kernel"),
             (|host, _| host.has_btf = false, Unsupported, "kernel"),

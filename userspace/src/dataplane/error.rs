@@ -62,9 +62,7 @@ pub enum Error {
         "{path}: {why}. It is no state of this version of qjump; remove it with `qjump unload --interface {interface}`"
     )]
     CorruptPin { path: PathBuf, why: String, interface: String },
-    #[error(
-        "this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.12 or later on x86-64, 5.18 on arm64 (eBPF compare-exchange)"
-    )]
+    #[error("this kernel refuses the eBPF program ({what}): {detail}. qjump needs Linux 5.10 or later")]
     Kernel { what: &'static str, detail: String },
     #[error("{interface} was loaded by another version of qjump{}; unload and load it again: `qjump unload --interface {interface}`",
         if *in_force { " and is still in force" } else { ", and is in force no more" })]

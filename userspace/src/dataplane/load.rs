@@ -24,11 +24,12 @@ use qjump_ebpf::{
 };
 
 use super::{
-    Error, OBJECT,
+    Error,
     enforce::{self, Chosen, Device},
     error::shorten,
     maps::Maps,
     netlink::{self, Interface},
+    object::object,
     pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs, has_bpffs},
     sys,
 };
@@ -177,9 +178,7 @@ impl Drop for Undo {
 /// # Errors
 /// If anything is missing or refused; then the host is as it was before.
 pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
-    if OBJECT.is_empty() {
-        return Err(Error::NoObject);
-    }
+    object()?;
     request.plan.config(0)?;
     let interfaces = check_interfaces(request)?;
     require_capabilities("loading")?;
@@ -702,13 +701,13 @@ static LOADER: Mutex<Option<EbpfLoader<'static>>> = Mutex::new(None);
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     let mut kept = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
     let loader = kept.get_or_insert_with(loader);
-    for map in [names::CONFIG, names::STATE, names::COUNTERS, names::EVENTS] {
+    for map in [names::CONFIG, names::STATE, names::COUNTERS, names::LOCKS, names::EVENTS] {
         loader.map_pin_path(map, pins.map(map));
     }
     loader.map_max_entries(names::EVENTS, EVENT_BYTES);
     grants::share_maps(loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
-    let mut object = loader.load(OBJECT).map_err(|error| refused("maps")(shorten(&error)))?;
+    let mut object = loader.load(object()?).map_err(|error| refused("maps")(shorten(&error)))?;
     load_program(&mut object)?;
     Ok(object)
 }
@@ -732,7 +731,7 @@ pub fn recognise() -> Result<(), Error> {
         return Ok(());
     }
     let refused = |detail| Error::Kernel { what: "maps", detail };
-    load_program(&mut loader().load(OBJECT).map_err(|error| refused(shorten(&error)))?)
+    load_program(&mut loader().load(object()?).map_err(|error| refused(shorten(&error)))?)
 }
 
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Error> {

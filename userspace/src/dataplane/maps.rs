@@ -167,6 +167,8 @@ impl Maps {
     fn settle(&self) {
         self.carry_all_over();
         grace_period();
+        // Where packets exchange words under a lock (ebpf/src/exchange.rs), one that was about to may have undone it.
+        self.carry_all_over();
         let config = self.in_force();
         let deadline = Instant::now() + LONGEST_DRAIN;
         let exceeds = |level: Level| {

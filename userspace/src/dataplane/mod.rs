@@ -9,6 +9,7 @@ mod error;
 mod load;
 mod maps;
 pub mod netlink;
+mod object;
 mod pins;
 pub mod rollback;
 mod status;
@@ -24,15 +25,13 @@ pub use load::{
 };
 pub(crate) use load::{clsact_filter, loader, require_capabilities};
 pub use maps::Maps;
+pub use object::{OBJECT, OLD_OBJECT, has_compare_exchange, object};
 pub use pins::{BPFFS, Pins, has_bpffs};
 pub(crate) use pins::{Lock, ensure_bpffs, require_visible};
 pub use status::{InterfaceStatus, LevelStatus, status};
 pub use trial::{Trial, trial};
 
 use qjump_ebpf::{Level, LevelLimit};
-
-/// The eBPF object, or empty if it was not there when qjump was built.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/qjump.o"));
 
 /// The interfaces that qjump is loaded on, or has left pins of.
 ///

@@ -13,7 +13,10 @@ use std::{
 };
 
 use aya::programs::{ProgramError, loaded_programs};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::{
+    mman::{MapFlags, ProtFlags, mmap, munmap},
+    resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 use qjump_ebpf::{Level, LevelState, State};
 
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -85,6 +88,44 @@ pub fn program_tag(id: u32) -> io::Result<u64> {
     info(fd.as_fd(), &mut words)?;
     // As aya writes it.
     Ok(u64::from_be(halves([words[2], words[3]])))
+}
+
+/// Has the kernel verify and compile a program that does nothing but exchange a word on its stack. It is attached to
+/// nothing, and gone when the call returns.
+pub fn try_compare_exchange() -> io::Result<()> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const SOCKET_FILTER: u32 = 1;
+    // Opcode, registers (destination in the lower half), offset and immediate of each instruction (`struct bpf_insn`).
+    const WORD: i16 = -8;
+    let program: [(u8, u8, i16, i32); 6] = [
+        (0x7a, 0x0a, WORD, 0),    // *(u64 *)(r10 - 8) = 0
+        (0xb7, 0x00, 0, 0),       // r0 = 0
+        (0xb7, 0x01, 0, 1),       // r1 = 1
+        (0xdb, 0x1a, WORD, 0xf1), // r0 = cmpxchg_64(r10 - 8, r0, r1)
+        (0xb7, 0x00, 0, 0),       // r0 = 0
+        (0x95, 0x00, 0, 0),       // exit
+    ];
+    let instructions = program.map(|(opcode, registers, offset, immediate)| {
+        let [low, high] = offset.to_ne_bytes();
+        let registers = if cfg!(target_endian = "big") { registers.rotate_left(4) } else { registers };
+        let [a, b, c, d] = immediate.to_ne_bytes();
+        u64::from_ne_bytes([opcode, registers, low, high, a, b, c, d])
+    });
+    let license = c"Dual MIT/GPL";
+    // prog_type and insn_cnt, insns, license, and no log.
+    let kind = halves([SOCKET_FILTER, instructions.len() as u32]);
+    let load = || bpf(BPF_PROG_LOAD, &mut [kind, instructions.as_ptr() as u64, license.as_ptr() as u64, 0, 0, 0]);
+    let fd = load().or_else(|error| match error.kind() {
+        // Before 5.11 programs count as locked memory of their user, those that were just freed, too. aya does the same.
+        io::ErrorKind::PermissionDenied => {
+            setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+            load()
+        }
+        _ => Err(error),
+    })?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Ok(())
 }
 
 /// What makes a map fit for reuse.
@@ -317,8 +358,8 @@ impl LevelState for LevelWord<'_> {
         self.atomic().load(SeqCst)
     }
 
-    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
-        self.atomic().compare_exchange(current, new, SeqCst, SeqCst).unwrap_or_else(|seen| seen)
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
+        self.atomic().compare_exchange(current, new, SeqCst, SeqCst).map(drop)
     }
 
     fn active_slot(&self) -> u64 {

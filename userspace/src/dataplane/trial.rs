@@ -11,15 +11,18 @@ use aya::{
 };
 
 use super::{
-    Error, OBJECT,
+    Error,
     error::shorten,
     load::{FILTER_HANDLE, FILTER_PRIORITY, loader, program},
+    object::{has_compare_exchange, object},
 };
 use crate::{qdisc, tag::grants};
 
 /// What the kernel takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
+    /// Whether eBPF has a compare-exchange.
+    pub compare_exchange: bool,
     /// The egress program.
     pub egress: Result<(), String>,
     /// The programs for cgroups that it refuses, and why.
@@ -36,10 +39,7 @@ pub struct Trial {
 /// # Errors
 /// [`Error::NoObject`] if there is none.
 pub fn trial() -> Result<Trial, Error> {
-    if OBJECT.is_empty() {
-        return Err(Error::NoObject);
-    }
-    let mut object = match loader().load(OBJECT) {
+    let mut object = match loader().load(object()?) {
         Ok(object) => object,
         Err(error) => return Ok(Trial::refused(&shorten(&error))),
     };
@@ -48,13 +48,15 @@ pub fn trial() -> Result<Trial, Error> {
         Ok(()) => try_hooks(&mut object),
         Err(why) => [Err(why.clone()), Err(why.clone())],
     };
-    Ok(Trial { egress, tcx, clsact, refused: grants::refused_programs(object) })
+    let refused = grants::refused_programs(object);
+    Ok(Trial { compare_exchange: has_compare_exchange(), egress, refused, tcx, clsact })
 }
 
 impl Trial {
     fn refused(why: &str) -> Self {
         let no = || Err(why.to_owned());
-        Self { egress: no(), refused: Vec::new(), tcx: no(), clsact: no() }
+        let compare_exchange = has_compare_exchange();
+        Self { compare_exchange, egress: no(), refused: Vec::new(), tcx: no(), clsact: no() }
     }
 }
 

@@ -18,12 +18,13 @@ impl LevelState for Word {
         self.0.get()
     }
 
-    fn compare_exchange(&self, current: u64, new: u64) -> u64 {
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
         let old = self.0.get();
-        if old == current {
-            self.0.set(new);
+        if old != current {
+            return Err(old);
         }
-        old
+        self.0.set(new);
+        Ok(())
     }
 
     fn active_slot(&self) -> u64 {

@@ -23,7 +23,7 @@ use qjump_ebpf::{
 
 use super::{Error, Request, cgroup::Cgroup, new_grant};
 use crate::dataplane::{
-    self, BPFFS, OBJECT, Pins, shorten,
+    self, BPFFS, Pins, shorten,
     sys::{self, MapShape},
 };
 
@@ -164,13 +164,11 @@ impl Programs {
     /// # Errors
     /// If the kernel refuses it.
     pub fn load() -> Result<Self, Error> {
-        if OBJECT.is_empty() {
-            return Err(dataplane::Error::NoObject.into());
-        }
+        let bytes = dataplane::object()?;
         let mut loader = dataplane::loader();
         share_maps(&mut loader)?;
         let object =
-            loader.load(OBJECT).map_err(|error| dataplane::Error::Kernel { what: "maps", detail: shorten(&error) })?;
+            loader.load(bytes).map_err(|error| dataplane::Error::Kernel { what: "maps", detail: shorten(&error) })?;
         Ok(Self { object })
     }
 
@@ -196,7 +194,8 @@ impl Programs {
     }
 
     fn attach_one(&mut self, (name, hook): Hook, cgroup: &Cgroup, pin: &Path) -> Result<(), Error> {
-        if pin.exists() {
+        // What the object does not have, a kernel as old as it is for cannot do.
+        if pin.exists() || self.object.program(name).is_none() {
             return Ok(());
         }
         let failed = |detail| Error::Attach { program: name, path: cgroup.path.clone(), detail };
@@ -230,7 +229,10 @@ impl Programs {
 /// The programs for cgroups that the kernel refuses, and why. They are attached to nothing.
 pub fn refused_programs(object: Ebpf) -> Vec<(&'static str, String)> {
     let mut programs = Programs { object };
-    let refusal = |(name, _): &Hook| Some((*name, shorten(programs.program(name).err()?.as_ref())));
+    let refusal = |(name, _): &Hook| {
+        programs.object.program(name)?;
+        Some((*name, shorten(programs.program(name).err()?.as_ref())))
+    };
     PROGRAMS.iter().chain(&BUFFER_PROGRAMS).filter_map(refusal).collect()
 }
 

@@ -10,8 +10,6 @@ use std::process::Command;
 
 /// The series that the matrix has, the oldest first. The last one is whatever is newest.
 pub const SERIES: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
-/// The series that lack the compare-exchange that the limiter needs. They refuse the program; that is what is tested there.
-pub const REFUSED: [&str; 1] = ["5.10"];
 /// The name for the newest kernel there is, of whatever series.
 pub const NEWEST: &str = "newest";
 

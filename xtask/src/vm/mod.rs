@@ -97,6 +97,7 @@ const EVERYWHERE: &[&str] = &[
     "cost",
     "lifecycle",
     "limits",
+    "objects",
     "tagging",
     "authority",
     "assign",
@@ -109,7 +110,6 @@ const EVERYWHERE: &[&str] = &[
     "events",
     "bad_input",
     "fq",
-    "oldest",
 ];
 
 /// Where experiments leave their results in a guest.
@@ -161,7 +161,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
 
     build::qjump(&workspace, Objects::ProgramAndLab)?;
-    let named: BTreeSet<&str> = series.iter().flat_map(|series| tests_for(series, args)).collect();
+    let named: BTreeSet<&str> = tests_of(args).into_iter().collect();
     let built = build_tests(&workspace, &named)?;
     let kvm = !args.virtual_time && kernels.last().is_some_and(|kernel| kvm::works(&qemu, kernel, &vm));
     let jobs = jobs(args, &kernels, &vm);
@@ -255,10 +255,9 @@ fn test_programs(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
 }
 
 /// The test programs that a guest runs.
-fn tests_for<'a>(series: &str, args: &'a Args) -> Vec<&'a str> {
+fn tests_of(args: &Args) -> Vec<&str> {
     match args.tests.is_empty() {
         true if args.shell || !args.experiment.is_empty() => Vec::new(),
-        true if kernel::REFUSED.contains(&series) => vec!["oldest"],
         true => EVERYWHERE.to_vec(),
         false => args.tests.iter().map(String::as_str).collect(),
     }
@@ -295,7 +294,6 @@ fn executable(line: &str) -> Option<Built> {
 
 /// What a guest has in it.
 fn contents(workspace: &Workspace, built: &[Built], job: &Job<'_>, args: &Args) -> anyhow::Result<Contents> {
-    let series = job.kernel.series.as_str();
     let is_program = |name: &str| {
         let found = built
             .iter()
@@ -303,15 +301,9 @@ fn contents(workspace: &Workspace, built: &[Built], job: &Job<'_>, args: &Args) 
         found.map(|built| built.path.clone()).with_context(|| format!("cargo built no program {name}"))
     };
     let mut steps = Vec::new();
-    let mut files = vec![
-        workspace.binary(),
-        workspace.preload(),
-        workspace.program_object(),
-        workspace.lab_object(),
-        is_program("claimant")?,
-    ];
+    let mut files = vec![workspace.binary(), workspace.preload(), workspace.lab_object(), is_program("claimant")?];
     files.extend(python_library());
-    for name in tests_for(series, args) {
+    for name in tests_of(args) {
         let test = built.iter().find(|built| built.is_test && built.name == name);
         let test = test.with_context(|| format!("cargo built no test program {name}"))?;
         let mut command = vec![test.path.display().to_string(), "--test-threads=1".to_owned()];
@@ -342,7 +334,6 @@ fn contents(workspace: &Workspace, built: &[Built], job: &Job<'_>, args: &Args) 
         ("HOME", "/root".to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),
         ("QJUMP_BIN", workspace.binary().display().to_string()),
-        ("QJUMP_OBJECT", workspace.program_object().display().to_string()),
         ("QJUMP_LAB_OBJECT", workspace.lab_object().display().to_string()),
         // Here no kernel can hide that it lacks what it should have; and results say where they come from.
         ("QJUMP_GUEST", command_of(job, args)),
