@@ -49,7 +49,7 @@ mod imp {
 
     const WORDS: usize = 8;
     const ONLY_IF_ABSENT: u64 = 1; // BPF_NOEXIST
-    /// How often a CPU tries to take a lock. One that has it is done in two map operations, some 100 ns.
+    /// How often a CPU tries to take a lock. One that has it is done in two map operations, some 200 ns.
     const SPINS: usize = 64;
 
     /// Key: a [`Place`]. An entry is there while a CPU is at that word: inserting it takes the lock, for an insertion that finds

@@ -20,6 +20,7 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
+use qjump::dataplane::OLD_OBJECT;
 use qjump_ebpf::{Config, Level, LevelLimit, layout::GRANT_ONLY_SHIFT, limiter::Oversize};
 use qjump_tests::{
     cgroups::TestCgroup,
@@ -62,6 +63,8 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
     // The same for a level that is for grants alone, and this process has a grant.
     let mut granted = Shim::load(&Config { flags: 1 << (GRANT_ONLY_SHIFT + 7), ..config })?;
     granted.grant(7)?;
+    // As kernels without a compare-exchange run it.
+    let mut old = Shim::of_object(OLD_OBJECT, &config)?;
     let mut empty = lab("qj_empty")?;
     let mut clock = lab("qj_clock")?;
     // 64 bytes with FCS, carrying the right mark already, as from the second packet of a test run on.
@@ -73,6 +76,7 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
         ("guaranteed_pass", 7, packet(0xe0)),
         ("guaranteed_drop", 6, packet(0xc0)),
         ("granted_pass", 7, packet(0xe0)),
+        ("old_pass", 7, packet(0xe0)),
         ("grant_of_skb", 0, packet(0)),
     ];
     let mut times: Vec<Vec<u64>> = vec![Vec::new(); cases.len()];
@@ -83,6 +87,7 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
                 "empty" => time(&*classifier(&mut empty, "qj_empty")?, packet, skb, REPEAT)?,
                 "clock" => time(&*classifier(&mut clock, "qj_clock")?, packet, skb, REPEAT)?,
                 "granted_pass" => time(granted.program()?, packet, skb, REPEAT)?,
+                "old_pass" => time(old.program()?, packet, skb, REPEAT)?,
                 "grant_of_skb" => time(granted.skb_level()?, packet, skb, REPEAT)?,
                 _ => time(shim.program()?, packet, skb, REPEAT)?,
             };
@@ -101,7 +106,8 @@ fn programs() -> Result<(Vec<Value>, Ratios)> {
         rows.push(json!({"name": name, "min_ns": min, "median_ns": median}));
     }
     let ratio = |a: &str, b: &str| (format!("{a}/{b}"), medians[a] / medians[b]);
-    let mut ratios = vec![ratio("guaranteed_pass", "clock"), ratio("best_effort", "empty")];
+    let mut ratios =
+        vec![ratio("guaranteed_pass", "clock"), ratio("best_effort", "empty"), ratio("old_pass", "guaranteed_pass")];
     show(&ratios);
     // What deciding the level costs: on a tagged cgroup, and where a level is for grants alone.
     let difference = |a: &str, b: &str| (format!("{a} - {b}, ns"), medians[a] - medians[b]);
