@@ -13,8 +13,20 @@ type Rows = (Vec<&'static str>, Vec<Vec<String>>);
 
 /// One line for each stream of each run; the last column is the p99 in units of nP/R.
 fn streams(document: &Document) -> Rows {
-    let header =
-        vec!["case", "what", "samples", "lost", "p50", "p99", "p99.9", "max", "bound", "over bound", "p99 in nP/R"];
+    let header = vec![
+        "case",
+        "what",
+        "samples",
+        "lost",
+        "dropped by limiter",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "bound",
+        "over bound",
+        "p99 in nP/R",
+    ];
     let unit_ns = document.setting["unit_ns"].as_f64();
     let rows = document.runs.iter().flat_map(|run| run.streams.iter().map(move |stream| row(run, stream, unit_ns)));
     (header, rows.collect())
@@ -28,7 +40,8 @@ fn row(run: &Run, stream: &Stream, unit_ns: Option<f64>) -> Vec<String> {
         run.name.clone(),
         stream.name.clone(),
         stream.response.samples.to_string(),
-        number(stream.counts.map(|counts| counts.lost)),
+        number(stream.counts.map(|counts| counts.lost.saturating_sub(counts.limiter_dropped.unwrap_or(0)))),
+        number(stream.counts.and_then(|counts| counts.limiter_dropped)),
         percent(50.0),
         percent(99.0),
         percent(99.9),
