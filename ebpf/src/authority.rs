@@ -121,8 +121,11 @@ fn has_asked(option: *mut bpf_sockopt) -> Option<()> {
         set_option(socket.cast(), SO_PRIORITY, u32::from(level.number()));
     } else if level != Level::STRICTEST {
         // Before Linux 5.15 a program cannot set it here, but what the process asks the kernel for it can change.
-        // SAFETY: the four bytes are within the bounds.
-        unsafe { *value = u32::from(level.number()) };
+        // SAFETY: the four bytes are within the bounds. The kernel refuses more than it has room for, which may be less than the process gave.
+        unsafe {
+            *value = u32::from(level.number());
+            (*option).optlen = size_of::<u32>() as i32;
+        }
         return Some(());
     }
     // Done; the kernel need not do it again. For level 7 it would ask for a capability. Where it could not be set, packets get

@@ -49,12 +49,13 @@ mod imp {
 
     const WORDS: usize = 8;
     const ONLY_IF_ABSENT: u64 = 1; // BPF_NOEXIST
-    /// How often a CPU tries to take a lock. One that has it is done in two map operations, some 200 ns.
+    /// How often a CPU looks for a lock that is free. Who has it is done in two map operations, some 200 ns; but a virtual machine's CPU
+    /// may be stopped with it for milliseconds. Then others give up, and their packet is dropped as contended.
     const SPINS: usize = 64;
 
     /// Key: a [`Place`]. An entry is there while a CPU is at that word: inserting it takes the lock, for an insertion that finds
     /// it fails, and removing it gives the lock back. Programs run to their end, on one CPU, with bottom halves
-    /// disabled: nobody keeps a lock, and nobody waits for one that its own CPU has.
+    /// disabled: nobody keeps a lock for good, and nobody waits for one that its own CPU has.
     #[map(name = "qj_locks")]
     static LOCKS: HashMap<u64, u8> = HashMap::with_max_entries((LEVELS * WORDS) as u32, 0);
 
@@ -80,7 +81,7 @@ mod imp {
     /// those, such kernels hand no pointers.
     ///
     /// The loader exchanges words, too, without the lock ([`qjump_ebpf::limiter::carry_over`]). What it writes between the two
-    /// accesses here is overwritten, as if it had not come yet; so it comes again when all such packets have left.
+    /// accesses here is overwritten, as if it had not come yet; so it comes again, when all such packets have left, until there is nothing to do.
     #[unsafe(no_mangle)]
     #[inline(never)]
     extern "C" fn qj_exchange(place: u64, current: u64, new: u64) -> u64 {
@@ -89,6 +90,13 @@ mod imp {
             return 0;
         };
         for _ in 0..SPINS {
+            // SAFETY: as below. Who comes too late, or has to wait, should not keep the others from the map.
+            if unsafe { read_volatile(word) } != current {
+                return 0;
+            }
+            if LOCKS.get_ptr(&place).is_some() {
+                continue;
+            }
             if LOCKS.insert(&place, &0, ONLY_IF_ABSENT).is_err() {
                 continue;
             }

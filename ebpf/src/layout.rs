@@ -133,7 +133,7 @@ pub struct State {
     /// The slot in force: 0 or 1. Written by the loader, read by every packet.
     pub active: u64,
     reserved: [u64; 7],
-    /// One limiter word a level. Written by every CPU, by compare-exchange only.
+    /// One limiter word a level. Written by every CPU, by compare-exchange or under a lock.
     pub words: [Word; LEVELS],
 }
 

@@ -29,7 +29,8 @@
 //! every packet. From and to a configuration without a limit nothing is carried over.
 //!
 //! The protocol of a change (one writer, by a lock) is: write the idle slot; make it the active one;
-//! carry over every word; wait until no packet that started before is in the program any more. A
+//! carry over every word; wait until no packet that started before is in the program any more; and again, until no
+//! word had to be carried over. A
 //! packet therefore sees at most one change while it is in the program. A change that comes before the
 //! excess of the last one has drained (some backlog is above its burst) counts it at the rate of the
 //! configuration in between: the promise for windows holds for each change, not for the two together.
@@ -49,7 +50,8 @@ pub const MAX_COST_BYTES: u32 = (1 << 20) - 1;
 pub const MIN_RATE_BPS: u64 = 8_000;
 
 /// How often a packet tries the compare-exchange. Each failure means that another CPU admitted a
-/// packet in these few nanoseconds, so a level runs out of budget long before its packets run out of tries.
+/// packet in these few nanoseconds, so a level runs out of budget long before its packets run out of tries. (Where the exchange takes a
+/// lock, it may also mean that another CPU was stopped with it.)
 const TRIES: usize = 16;
 
 /// A backlog this much longer than any that the limiter can make was not made by it: the word is
@@ -493,7 +495,8 @@ impl Carry {
 pub trait LevelState {
     /// The word now.
     fn load(&self) -> u64;
-    /// Writes `new` if the word is `current`. Sequentially consistent.
+    /// Writes `new` if the word is `current`. Where it succeeds, what is loaded before it and the [`LevelState::active_slot`] asked for
+    /// after it are seen in this order.
     ///
     /// # Errors
     /// The word as it is, if nothing was written. That may be `current`, for a reason that passes: then try again.
@@ -589,8 +592,8 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
 }
 
 /// Carries a word that still belongs to the other slot over to `slot`. The writer of a change calls
-/// it for every level once `slot` is in force.
-pub fn carry_over<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, now_ns: u64) {
+/// it for every level once `slot` is in force. Whether there was anything to do.
+pub fn carry_over<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, now_ns: u64) -> bool {
     let mut word = state.load();
     while slot_of(word) != slot & 1 {
         // A time that has passed stays as it is: a packet on its way may hold an older `now_ns`.
@@ -600,8 +603,9 @@ pub fn carry_over<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, now_n
             word_at(now_ns, backlog_in(limit, slot, word, now_ns), slot)
         };
         match state.compare_exchange(word, carried) {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err(seen) => word = seen,
         }
     }
+    false
 }

@@ -26,7 +26,7 @@ const MMAPABLE: u32 = 1 << 10;
 static CONFIG: Array<Config> = Array::with_max_entries(2, 0);
 
 /// Key: 0. Value: the slot in force and the limiter words. The slot is written by the loader, words by
-/// every CPU with compare-exchange.
+/// every CPU by `exchange`.
 #[map(name = "qj_state")]
 static STATE: Array<State> = Array::with_max_entries(1, MMAPABLE);
 

@@ -274,6 +274,35 @@ fn change_under_a_lock(slots: fn() -> [LevelLimit; 2], backlog: u64, least: usiz
     });
 }
 
+/// A packet of the new slot beside the second carry-over: unless that had nothing to do, the loader waits and comes again.
+#[test]
+fn under_a_lock_a_change_has_ended_when_nothing_is_left_to_carry_over() {
+    check(|| {
+        let level = Level::new(0, [per_packet(0), per_packet(0).replacing(&per_packet(0))]);
+        let packet = || {
+            let level = Arc::clone(&level);
+            thread::spawn(move || packet(&Locked(&level), &level.slots, EPOCH_NS, NOW_NS))
+        };
+        let carry = || carry_over(&*level, 1, &level.slots[1], NOW_NS);
+        let old = packet();
+        level.active.store(1, Ordering::Relaxed);
+        carry();
+        let mut answers = vec![old.join().unwrap()];
+        let new = packet();
+        let again = carry();
+        let slot = slot_of(level.word.load(Ordering::SeqCst));
+        answers.push(new.join().unwrap());
+        if again {
+            carry();
+            assert!(!carry(), "a third grace period would be needed");
+        } else {
+            assert_eq!((slot, slot_of(level.load())), (1, 1), "the change had not ended");
+        }
+        assert_eq!((count(&answers, Admission::Admitted), count(&answers, Admission::Over)), (1, 1), "{answers:?}");
+        assert_eq!(level.load(), word_at(NOW_NS, EPOCH_NS, 1));
+    });
+}
+
 #[test]
 fn under_a_lock_an_identical_reload_admits_exactly_the_budget() {
     change_under_a_lock(|| [per_packet(0), per_packet(0).replacing(&per_packet(0))], 0, 1, 1);

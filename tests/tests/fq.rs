@@ -211,6 +211,20 @@ impl Stream {
     }
 }
 
+/// A frame that is on the wire already stays there. Whoever waits for it waits also for the packets that higher levels send
+/// meanwhile: each as many as begin in that time.
+fn one_frame_and(above: &[Stream], bps: u64) -> u64 {
+    let mut wait = FRAME_NS as f64;
+    loop {
+        let packets = |stream: &Stream| (wait / 1e9 * stream.rate / stream.wire()).ceil() * stream.wire();
+        let longer = FRAME_NS as f64 + above.iter().map(packets).sum::<f64>() * 8e9 / bps as f64;
+        if longer <= wait {
+            return wait as u64;
+        }
+        wait = longer;
+    }
+}
+
 /// What became of a level's packets.
 #[derive(Debug)]
 struct Outcome {
@@ -317,9 +331,8 @@ fn at_half_as_much_again_as_the_link_carries_only_the_lowest_level_starves() -> 
             let (alone, all) = (&alone[&level], &all[&level]);
             // All but what was under way at the end.
             assert!(all.arrived + 5 >= all.offered || !is_virtual(), "level {level}: {all:?}");
-            // A frame that is on the wire already stays there. Whoever waits for it waits for what higher levels send meanwhile, too.
-            let above = higher.iter().filter(|other| other.level > level).map(|other| other.rate * 8.0).sum::<f64>();
-            let one_frame = (FRAME_NS as f64 / (1.0 - above / cable.bucket_bps() as f64)) as u64;
+            let above: Vec<Stream> = higher.into_iter().filter(|other| other.level > level).collect();
+            let one_frame = one_frame_and(&above, cable.bucket_bps());
             // With HTB, once a minute, one packet of a level goes before its turn: see qdisc::tree.
             let max = (queue == "fq").then_some((alone.max, all.max));
             for (without, with) in [(alone.median, all.median), (alone.p99, all.p99)].into_iter().chain(max) {

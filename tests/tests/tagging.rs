@@ -78,6 +78,15 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// Old kernels count eBPF programs as locked memory, so that loading them can take raising the limit: for qjump alone.
+#[test]
+fn a_program_has_the_limit_of_locked_memory_that_its_caller_had() -> Result<()> {
+    let script = "ulimit -l 64 && exec \"$0\" run --no-scope --level 5 -- sh -c 'ulimit -l'";
+    let output = Command::new("sh").args(["-c", script]).arg(binary()).output()?;
+    assert_eq!(succeeded(&output)?.trim(), "64");
+    Ok(())
+}
+
 #[test]
 fn exit_statuses_pass_through_and_the_cgroup_goes() -> Result<()> {
     for (command, status) in [

@@ -139,7 +139,7 @@ fn judge_trial(about: &mut About<'_>, trial: &Trial, hook: Option<Hook>, grants_
             false,
             "kernel",
             "eBPF has no compare-exchange, which came with Linux 5.12 (arm64: 5.18)",
-            "nothing: the program with locks takes its place, as exact, and some 200 ns dearer for a limited packet",
+            "nothing: the program with locks takes its place, some 200 ns dearer for a limited packet",
         );
     }
     match (&trial.tcx, &trial.clsact) {

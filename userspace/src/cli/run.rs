@@ -14,7 +14,7 @@ use std::{
 use clap::Args;
 use nix::{
     sys::{
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, rlim_t, setrlimit},
         signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, raise, sigaction, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
     },
@@ -65,11 +65,13 @@ impl RunCommand {
         }
         let user = self.user.as_deref().map(Credentials::of).transpose()?;
         let signals = Signals::take()?;
+        // Before Linux 5.11 loading eBPF programs can take raising it.
+        let memlock = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(io::Error::from)?;
         let mut session = Session::begin()?;
         self.grant.warn_if_ignored();
         let parent = session.hierarchy().of_process(None)?;
         let cgroup = session.make(&parent, &format!("qjump-run-{}", std::process::id()), &self.grant.request())?;
-        let child = match self.spawn(&cgroup, user, &signals) {
+        let child = match self.spawn(&cgroup, user, &signals, memlock) {
             Ok(child) => child,
             Err(error) => {
                 session.remove(&cgroup)?;
@@ -85,7 +87,13 @@ impl RunCommand {
         signals.end_like(status)
     }
 
-    fn spawn(&self, cgroup: &Cgroup, user: Option<Credentials>, signals: &Signals) -> io::Result<Child> {
+    fn spawn(
+        &self,
+        cgroup: &Cgroup,
+        user: Option<Credentials>,
+        signals: &Signals,
+        (soft, hard): (rlim_t, rlim_t),
+    ) -> io::Result<Child> {
         let procs = File::options().write(true).open(cgroup.directory.join("cgroup.procs"))?;
         let before = signals.before;
         let mut command = Command::new(&self.command[0]);
@@ -93,6 +101,7 @@ impl RunCommand {
         let prepare = move || -> io::Result<()> {
             // The program must not tell a failure here from one of its own start, so it is said here and now.
             join(procs.as_fd()).unwrap_or_else(|_| give_up(c"qjump: cannot move the program into its cgroup\n"));
+            setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
             if let Some(user) = &user {
                 user.assume().unwrap_or_else(|_| give_up(c"qjump: cannot become the user of --user\n"));
             }

@@ -16,6 +16,11 @@ pub enum Error {
     )]
     NoObject,
     #[error(
+        "this kernel's eBPF has no compare-exchange, and this qjump was built without the program for such kernels \
+         (qjump-old.o); build it with `cargo xtask build`"
+    )]
+    NoOldObject,
+    #[error(
         "missing {missing}: {doing} eBPF programs needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; run it as root, for \
          example with sudo"
     )]

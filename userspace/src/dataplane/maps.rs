@@ -38,6 +38,9 @@ fn shapes() -> HashMap<&'static str, MapShape> {
     ])
 }
 
+/// The same of [`names::LOCKS`], which is there on old kernels alone (ebpf/src/exchange.rs).
+const LOCKS: MapShape = MapShape { kind: 1, key_size: 8, value_size: 1, max_entries: 64 };
+
 /// The maps of one interface.
 pub struct Maps {
     config: Array<MapData, Config>,
@@ -61,7 +64,8 @@ impl Maps {
             |name: &str, why: String| Error::CorruptPin { path: pins.map(name), why, interface: interface.to_owned() };
         let other_version = |id| Error::OtherVersion { interface: interface.to_owned(), in_force: map_is_used(id) };
         let mut state_id = 0;
-        for (name, wanted) in shapes() {
+        let locks = pins.map(names::LOCKS).exists().then_some((names::LOCKS, LOCKS));
+        for (name, wanted) in shapes().into_iter().chain(locks) {
             let path = pins.map(name);
             let fd = open_pin(&path).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => Error::Permission { path },
@@ -167,8 +171,11 @@ impl Maps {
     fn settle(&self) {
         self.carry_all_over();
         grace_period();
-        // Where packets exchange words under a lock (ebpf/src/exchange.rs), one that was about to may have undone it.
-        self.carry_all_over();
+        // Where packets exchange words under a lock (ebpf/src/exchange.rs), one that was about to may have undone it. Once nothing is
+        // left to do after a grace period, nobody holds an old word any more.
+        while self.carry_all_over() {
+            grace_period();
+        }
         let config = self.in_force();
         let deadline = Instant::now() + LONGEST_DRAIN;
         let exceeds = |level: Level| {
@@ -180,12 +187,13 @@ impl Maps {
         }
     }
 
-    fn carry_all_over(&self) {
+    /// Whether there was anything to do.
+    fn carry_all_over(&self) -> bool {
         let slot = self.state.active();
         let config = self.slot(slot);
-        for level in Level::strictest_first() {
-            carry_over(&self.state.level(level), slot, &config.limits[level.index()], monotonic_ns());
-        }
+        let carry =
+            |level: Level| carry_over(&self.state.level(level), slot, &config.limits[level.index()], monotonic_ns());
+        Level::strictest_first().fold(false, |any, level| any | carry(level))
     }
 
     /// What happened to each level's packets, all CPUs together.

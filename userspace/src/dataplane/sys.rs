@@ -15,7 +15,7 @@ use std::{
 use aya::programs::{ProgramError, loaded_programs};
 use nix::sys::{
     mman::{MapFlags, ProtFlags, mmap, munmap},
-    resource::{RLIM_INFINITY, Resource, setrlimit},
+    resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
 };
 use qjump_ebpf::{Level, LevelState, State};
 
@@ -115,13 +115,16 @@ pub fn try_compare_exchange() -> io::Result<()> {
     // prog_type and insn_cnt, insns, license, and no log.
     let kind = halves([SOCKET_FILTER, instructions.len() as u32]);
     let load = || bpf(BPF_PROG_LOAD, &mut [kind, instructions.as_ptr() as u64, license.as_ptr() as u64, 0, 0, 0]);
-    let fd = load().or_else(|error| match error.kind() {
-        // Before 5.11 programs count as locked memory of their user, those that were just freed, too. aya does the same.
-        io::ErrorKind::PermissionDenied => {
-            setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
-            load()
+    let fd = load().or_else(|error| {
+        // Before 5.11 programs count as locked memory of their user, those that were just freed, too.
+        let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+        if error.kind() != io::ErrorKind::PermissionDenied || soft == RLIM_INFINITY {
+            return Err(error);
         }
-        _ => Err(error),
+        setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+        let again = load();
+        setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+        again
     })?;
     // SAFETY: the kernel has just given this descriptor to us alone.
     drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });

@@ -194,8 +194,7 @@ impl Programs {
     }
 
     fn attach_one(&mut self, (name, hook): Hook, cgroup: &Cgroup, pin: &Path) -> Result<(), Error> {
-        // What the object does not have, a kernel as old as it is for cannot do.
-        if pin.exists() || self.object.program(name).is_none() {
+        if pin.exists() || self.lacks(name) {
             return Ok(());
         }
         let failed = |detail| Error::Attach { program: name, path: cgroup.path.clone(), detail };
@@ -207,6 +206,11 @@ impl Programs {
         let made = fs::create_dir_all(pin.parent().expect("a pin lies in a directory"));
         umask(before);
         made.and_then(|()| sys::pin(link.as_fd(), pin)).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Whether this is a program that the object for old kernels does not have, for they could not run it.
+    fn lacks(&self, name: &str) -> bool {
+        [names::SENDMSG4, names::SENDMSG6].contains(&name) && self.object.program(name).is_none()
     }
 
     /// The program of this name, loaded if it is not.
@@ -230,7 +234,9 @@ impl Programs {
 pub fn refused_programs(object: Ebpf) -> Vec<(&'static str, String)> {
     let mut programs = Programs { object };
     let refusal = |(name, _): &Hook| {
-        programs.object.program(name)?;
+        if programs.lacks(name) {
+            return None;
+        }
         Some((*name, shorten(programs.program(name).err()?.as_ref())))
     };
     PROGRAMS.iter().chain(&BUFFER_PROGRAMS).filter_map(refusal).collect()
