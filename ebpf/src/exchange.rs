@@ -39,15 +39,14 @@ mod imp {
     use core::ptr::{read_volatile, write_volatile};
 
     use aya_ebpf::{macros::map, maps::HashMap};
-    use qjump_ebpf::{LEVELS, Level};
+    use qjump_ebpf::{LEVELS, Level, layout::WORDS};
 
     use crate::shared::{self, WordRef};
 
-    /// The level of a word, and from bit 3 on its place among the level's words: eight fit into a cache line.
+    /// The level of a word, and from bit 3 on its place among the level's words.
     #[derive(Clone, Copy)]
     pub struct Place(u64);
 
-    const WORDS: usize = 8;
     const ONLY_IF_ABSENT: u64 = 1; // BPF_NOEXIST
     /// How often a CPU looks for a lock that is free. Who has it is done in two map operations, some 200 ns; but a virtual machine's CPU
     /// may be stopped with it for milliseconds. Then others give up, and their packet is dropped as contended.
@@ -81,7 +80,8 @@ mod imp {
     /// those, such kernels hand no pointers.
     ///
     /// The loader exchanges words, too, without the lock ([`qjump_ebpf::limiter::carry_over`]). What it writes between the two
-    /// accesses here is overwritten, as if it had not come yet; so it comes again, when all such packets have left, until there is nothing to do.
+    /// accesses here is overwritten, as if it had not come yet; so it comes again, when all such packets have left, until there
+    /// is nothing to do.
     #[unsafe(no_mangle)]
     #[inline(never)]
     extern "C" fn qj_exchange(place: u64, current: u64, new: u64) -> u64 {
@@ -94,10 +94,7 @@ mod imp {
             if unsafe { read_volatile(word) } != current {
                 return 0;
             }
-            if LOCKS.get_ptr(&place).is_some() {
-                continue;
-            }
-            if LOCKS.insert(&place, &0, ONLY_IF_ABSENT).is_err() {
+            if LOCKS.get_ptr(&place).is_some() || LOCKS.insert(&place, &0, ONLY_IF_ABSENT).is_err() {
                 continue;
             }
             // SAFETY: a pointer into map memory, aligned to 8 bytes. The two accesses are ordered against those of other CPUs by the

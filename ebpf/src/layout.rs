@@ -150,6 +150,9 @@ pub struct Word {
     reserved: [u64; 5],
 }
 
+/// The words of a level: what the size of a [`Word`] has room for.
+pub const WORDS: usize = size_of::<Word>() / size_of::<u64>();
+
 /// Which events of a level have been told (a word, so that one compare-exchange changes it): a bit for each reason, and in the
 /// upper half the number of the plan that they are of. Another plan begins anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

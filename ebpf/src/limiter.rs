@@ -25,13 +25,13 @@
 //! burst drains first, at the old rate. Hence across a change no window admits more than the larger
 //! burst plus the larger rate times its length, and a level admits again at the latest after the old
 //! burst and one new packet have drained. Packets of a paced level that wait already keep the times they
-//! were given, so there a backlog never becomes shorter: it is worth at least as many ns as before. A packet-charged level counts its largest packet's bytes for
-//! every packet. From and to a configuration without a limit nothing is carried over.
+//! were given, so there a backlog never becomes shorter: it is worth at least as many ns as before. A packet-charged
+//! level counts its largest packet's bytes for every packet. From and to a configuration without a limit nothing is
+//! carried over.
 //!
 //! The protocol of a change (one writer, by a lock) is: write the idle slot; make it the active one;
 //! carry over every word; wait until no packet that started before is in the program any more; and again, until no
-//! word had to be carried over. A
-//! packet therefore sees at most one change while it is in the program. A change that comes before the
+//! word had to be carried over. A packet therefore sees at most one change while it is in the program. A change that comes before the
 //! excess of the last one has drained (some backlog is above its burst) counts it at the rate of the
 //! configuration in between: the promise for windows holds for each change, not for the two together.
 

@@ -37,8 +37,14 @@ impl Level {
         backlog_ns(self.load(), now_ns)
     }
 
+    /// A packet that exchanges words as newer kernels do.
     fn packet(&self, cost_ns: u64, now_ns: u64) -> (Admission, u64) {
         packet(self, &self.slots, cost_ns, now_ns)
+    }
+
+    /// A packet that does it as older ones do.
+    fn packet_under_a_lock(&self, cost_ns: u64, now_ns: u64) -> (Admission, u64) {
+        packet(&Locked(self), &self.slots, cost_ns, now_ns)
     }
 }
 
@@ -102,13 +108,20 @@ fn per_packet(tolerance_ns: u64) -> LevelLimit {
     LevelLimit::per_packet(EPOCH_NS, tolerance_ns, 256, Oversize::Demote).unwrap()
 }
 
+/// What a packet of this cost and time does.
+type Packet = fn(&Level, u64, u64) -> (Admission, u64);
+
 /// Packets of these costs and times, each on its own CPU, and `here` on another; the packets' answers.
 fn race(level: &Arc<Level>, packets: &[(u64, u64)], here: impl FnOnce()) -> Vec<(Admission, u64)> {
+    race_of(Level::packet, level, packets, here)
+}
+
+fn race_of(packet: Packet, level: &Arc<Level>, packets: &[(u64, u64)], here: impl FnOnce()) -> Vec<(Admission, u64)> {
     let threads: Vec<_> = packets
         .iter()
         .map(|&(cost_ns, now_ns)| {
             let level = Arc::clone(level);
-            thread::spawn(move || level.packet(cost_ns, now_ns))
+            thread::spawn(move || packet(&level, cost_ns, now_ns))
         })
         .collect();
     here();
@@ -257,15 +270,10 @@ fn a_packet_that_races_with_a_change_is_charged_once_in_the_slot_that_admitted_i
 fn change_under_a_lock(slots: fn() -> [LevelLimit; 2], backlog: u64, least: usize, most: usize) {
     check(move || {
         let level = Level::new(backlog, slots());
-        let packets: Vec<_> = (0..2)
-            .map(|_| {
-                let level = Arc::clone(&level);
-                thread::spawn(move || packet(&Locked(&level), &level.slots, EPOCH_NS, NOW_NS))
-            })
-            .collect();
-        level.active.store(1, Ordering::Relaxed);
-        carry_over(&*level, 1, &level.slots[1], NOW_NS);
-        let answers: Vec<_> = packets.into_iter().map(|packet| packet.join().unwrap()).collect();
+        let answers = race_of(Level::packet_under_a_lock, &level, &[(EPOCH_NS, NOW_NS); 2], || {
+            level.active.store(1, Ordering::Relaxed);
+            carry_over(&*level, 1, &level.slots[1], NOW_NS);
+        });
         carry_over(&*level, 1, &level.slots[1], NOW_NS);
         let admitted = count(&answers, Admission::Admitted);
         assert_eq!(admitted + count(&answers, Admission::Over), 2, "{answers:?}");
@@ -281,7 +289,7 @@ fn under_a_lock_a_change_has_ended_when_nothing_is_left_to_carry_over() {
         let level = Level::new(0, [per_packet(0), per_packet(0).replacing(&per_packet(0))]);
         let packet = || {
             let level = Arc::clone(&level);
-            thread::spawn(move || packet(&Locked(&level), &level.slots, EPOCH_NS, NOW_NS))
+            thread::spawn(move || level.packet_under_a_lock(EPOCH_NS, NOW_NS))
         };
         let carry = || carry_over(&*level, 1, &level.slots[1], NOW_NS);
         let old = packet();

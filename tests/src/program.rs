@@ -9,7 +9,7 @@ use aya::{
     programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions, TestRunResult},
 };
 use qjump::{
-    dataplane::{Maps, object},
+    dataplane::{Maps, OBJECT, OLD_OBJECT, has_compare_exchange, object},
     tag::cgroup::Hierarchy,
 };
 use qjump_ebpf::{Config, LEVELS, Reason, grant::Grant, layout::LevelCounters, names};
@@ -80,6 +80,15 @@ pub struct Outcome {
 pub struct Shim {
     object: Ebpf,
     maps: Maps,
+}
+
+/// The objects that this kernel takes, and for which kernels they are.
+pub fn objects() -> Vec<(&'static str, &'static [u8])> {
+    let mut objects = vec![("for old kernels", OLD_OBJECT)];
+    if has_compare_exchange() {
+        objects.push(("for others", OBJECT));
+    }
+    objects
 }
 
 /// Loads the program `name` of the lab object, which `cargo xtask` has built.

@@ -7,12 +7,12 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use qjump::dataplane::{OBJECT, OLD_OBJECT, has_compare_exchange};
+use qjump::dataplane::{Maps, has_compare_exchange};
 use qjump_ebpf::{Config, LevelLimit, Reason, limiter::Oversize};
 use qjump_tests::{
     frames::{ethernet, ipv4},
     kernel,
-    program::{DROP, NEXT, Shim, SkBuff, time},
+    program::{DROP, NEXT, Shim, SkBuff, objects, time},
 };
 
 const LEVEL: usize = 7;
@@ -31,7 +31,7 @@ fn config() -> Result<Config> {
 
 /// Offers packets on several CPUs while `meanwhile` is repeated, and compares what passed, by the program's answers, with what
 /// the limit allows in that time. Prints how many gave up.
-fn race(object: &[u8], name: &str, mut meanwhile: impl FnMut(&mut qjump::dataplane::Maps) -> Result<()>) -> Result<()> {
+fn race(object: &[u8], name: &str, mut meanwhile: impl FnMut(&mut Maps) -> Result<()>) -> Result<()> {
     let mut shim = Shim::of_object(object, &config()?)?;
     let (passed, dropped, running) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(true));
     let packet = ethernet(0x0800, &ipv4(0xe0, 18));
@@ -68,15 +68,6 @@ fn race(object: &[u8], name: &str, mut meanwhile: impl FnMut(&mut qjump::datapla
     // Who gives up is dropped though there was room, which is to be rare.
     ensure!(contended * 100 < passed, "{name}: {contended} packets gave up");
     Ok(())
-}
-
-/// The objects that this kernel takes.
-fn objects() -> Vec<(&'static str, &'static [u8])> {
-    let mut objects = vec![("for old kernels", OLD_OBJECT)];
-    if has_compare_exchange() {
-        objects.push(("for others", OBJECT));
-    }
-    objects
 }
 
 #[test]

@@ -14,7 +14,7 @@ use aya::{
 };
 use qjump_ebpf::{
     Config, Counters, LEVELS, Level, PlanRecord, State,
-    layout::{Count, LevelCounters, VERSION},
+    layout::{Count, LevelCounters, VERSION, WORDS},
     limiter::{LevelState, backlog_ns, carry_over},
     names,
 };
@@ -25,6 +25,7 @@ use super::{
     sys::{MapShape, SharedState, grace_period, map_info, map_is_used, monotonic_ns, open_pin},
 };
 
+const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
 
@@ -39,7 +40,7 @@ fn shapes() -> HashMap<&'static str, MapShape> {
 }
 
 /// The same of [`names::LOCKS`], which is there on old kernels alone (ebpf/src/exchange.rs).
-const LOCKS: MapShape = MapShape { kind: 1, key_size: 8, value_size: 1, max_entries: 64 };
+const LOCKS: MapShape = MapShape { kind: HASH, key_size: 8, value_size: 1, max_entries: (LEVELS * WORDS) as u32 };
 
 /// The maps of one interface.
 pub struct Maps {

@@ -201,6 +201,13 @@ pub struct Counts {
     pub limiter_dropped: Option<u64>,
 }
 
+impl Counts {
+    /// Those of `lost` that this host's limiter did not drop.
+    pub fn lost_in_network(&self) -> u64 {
+        self.lost.saturating_sub(self.limiter_dropped.unwrap_or(0))
+    }
+}
+
 /// One of the largest samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worst {

@@ -213,8 +213,7 @@ impl Attack {
         let figure = |name: &str, value: f64| Figure { name: name.into(), value, unit: "1".into() };
         figures.push(figure("over the bound while a CPU was away", excused as f64));
         figures.push(figure("over the bound, not excused", (over - excused) as f64));
-        let lost_in_network =
-            stream.counts.map_or(0, |counts| counts.lost.saturating_sub(counts.limiter_dropped.unwrap_or(0)));
+        let lost_in_network = stream.counts.map_or(0, |counts| counts.lost_in_network());
         figures.push(figure("lost in the network", lost_in_network as f64));
         let warm_up_ns = load.warm_up().as_nanos() as u64;
         Ok(Run {

@@ -40,7 +40,7 @@ fn row(run: &Run, stream: &Stream, unit_ns: Option<f64>) -> Vec<String> {
         run.name.clone(),
         stream.name.clone(),
         stream.response.samples.to_string(),
-        number(stream.counts.map(|counts| counts.lost.saturating_sub(counts.limiter_dropped.unwrap_or(0)))),
+        number(stream.counts.map(|counts| counts.lost_in_network())),
         number(stream.counts.and_then(|counts| counts.limiter_dropped)),
         percent(50.0),
         percent(99.0),
