@@ -2,7 +2,7 @@
 //! (`do_check_subprogs`, kernel/bpf/verifier.c). Inlined, it would follow the limiter's loops from every state in
 //! which the program may come there, and give up. Hence integers in and one out.
 
-use qjump_ebpf::{Admission, Charge, Level, LevelLimit, Reason, admit};
+use qjump_ebpf::{Admission, Charge, Level, LevelLimit, Reason, admit, limiter::admit_up_to};
 
 use crate::shared::{Slot, limiter_word};
 
@@ -82,33 +82,41 @@ pub fn ask(slot: Slot, level: Level, size: Size, cost_ns: u64, now_ns: u64) -> A
 /// Asks for a packet of this size in the configuration in force.
 #[inline(always)]
 pub fn ask_anew(level: Level, size: Size, now_ns: u64) -> Answer {
-    Answer::unpacked(qj_ask(level.number().into(), size.packed(), size.segments.into(), now_ns))
+    ask_twice(level, level.number().into(), size, now_ns)
 }
 
 /// The same for a packet that goes to another level rather than wait at this one.
 #[inline(always)]
 pub fn ask_at_once(level: Level, size: Size, now_ns: u64) -> Answer {
-    let level = u64::from(level.number()) | AT_ONCE;
-    Answer::unpacked(qj_ask(level, size.packed(), size.segments.into(), now_ns))
+    ask_twice(level, u64::from(level.number()) | AT_ONCE, size, now_ns)
 }
 
 /// Beside the level: no waiting.
 const AT_ONCE: u64 = 1 << 8;
 
+/// No [`Answer`]: the configuration has changed meanwhile.
+const STALE: u64 = u64::MAX;
+
+/// The second time is for a packet that met a change of configuration on its way. There is never a third: the
+/// loader waits for such packets before it changes anything again.
+#[inline(always)]
+fn ask_twice(level: Level, request: u64, size: Size, now_ns: u64) -> Answer {
+    let ask = || qj_ask(request, size.packed(), size.segments.into(), now_ns);
+    let mut answer = ask();
+    if answer == STALE {
+        answer = ask();
+    }
+    if answer == STALE { Answer::at_once(Reason::Contended, level) } else { Answer::unpacked(answer) }
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn qj_ask(level: u64, bytes: u64, segments: u64, now_ns: u64) -> u64 {
-    let size = Size::unpacked(bytes, segments);
     let at_once = level & AT_ONCE != 0;
-    let level = Level::masked(level as u8);
-    // The second turn is for a packet that met a change of configuration on its way. There is never a third: the
-    // loader waits for such packets before it changes anything again.
-    for _ in 0..2 {
-        if let Some(answer) = ask_once(level, size, now_ns, at_once) {
-            return answer.packed();
-        }
+    match ask_once(Level::masked(level as u8), Size::unpacked(bytes, segments), now_ns, at_once) {
+        Some(answer) => answer.packed(),
+        None => STALE,
     }
-    Answer::at_once(Reason::Contended, level).packed()
 }
 
 /// `None` if the configuration has changed meanwhile.
@@ -129,11 +137,8 @@ fn ask_once(level: Level, size: Size, now_ns: u64, at_once: bool) -> Option<Answ
         });
     };
     let word = limiter_word(level)?;
-    let admission = if at_once {
-        admit(&word, slot.number(), &limit.unpaced(), cost_ns, now_ns)
-    } else {
-        admit(&word, slot.number(), limit, cost_ns, now_ns)
-    };
+    let most_ns = if at_once { limit.burst_ns() } else { limit.reach_ns() };
+    let admission = admit_up_to(most_ns, &word, slot.number(), limit, cost_ns, now_ns);
     answer(admission, level, limit.horizon_ns())
 }
 

@@ -548,18 +548,46 @@ pub const fn word_at(now_ns: u64, backlog_ns: u64, slot: u64) -> u64 {
     pack(now_ns.wrapping_add(backlog_ns), slot)
 }
 
+/// A word of the other slot, written for `slot`.
 #[inline(always)]
-const fn backlog_in(limit: &LevelLimit, slot: u64, word: u64, now_ns: u64) -> u64 {
-    let backlog = backlog_ns(word, now_ns);
-    if slot_of(word) == slot & 1 { backlog } else { limit.carry.over(backlog, limit.reach_ns()) }
+const fn carried(word: u64, slot: u64, limit: &LevelLimit, now_ns: u64) -> u64 {
+    match backlog_ns(word, now_ns) {
+        // A time that has passed stays as it is: a packet on its way may hold an older `now_ns`.
+        0 => pack(word >> 1, slot),
+        backlog => word_at(now_ns, limit.carry.over(backlog, limit.reach_ns()), slot),
+    }
 }
 
 /// Asks for a packet that costs `cost_ns` under `limit`, the level's limit in configuration `slot`.
 #[inline(always)]
 pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u64, now_ns: u64) -> Admission {
+    admit_up_to(limit.reach_ns(), state, slot, limit, cost_ns, now_ns)
+}
+
+/// [`admit`], if the backlog is at most `most_ns` afterwards: the burst, for a packet that does not wait.
+#[inline(always)]
+pub fn admit_up_to<S: LevelState>(
+    most_ns: u64,
+    state: &S,
+    slot: u64,
+    limit: &LevelLimit,
+    cost_ns: u64,
+    now_ns: u64,
+) -> Admission {
     let mut word = state.load();
     for _ in 0..TRIES {
-        if slot_of(word) != slot & 1 {
+        let (new, after) = if slot_of(word) == slot & 1 {
+            let backlog = backlog_ns(word, now_ns);
+            let after = backlog + cost_ns;
+            if after > most_ns {
+                if backlog > limit.ceiling_ns.wrapping_add(IMPLAUSIBLE_NS) {
+                    // A damaged word: without this the level would be shut until the clock reached it.
+                    let _ = state.compare_exchange(word, word_at(now_ns, limit.reach_ns(), slot));
+                }
+                return Admission::Over;
+            }
+            (word_at(now_ns, after, slot), Some(after))
+        } else {
             // Either this packet is the first after a change, or the change came after it read the
             // configuration. The exchange of the word with itself orders the two reads.
             if let Err(seen) = state.compare_exchange(word, word) {
@@ -569,23 +597,13 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
             if state.active_slot() != slot {
                 return Admission::Stale;
             }
-        }
-        let backlog = backlog_in(limit, slot, word, now_ns);
-        let after = backlog + cost_ns;
-        if after > limit.reach_ns() {
-            let plausible = backlog <= limit.ceiling_ns.wrapping_add(IMPLAUSIBLE_NS);
-            if !plausible || slot_of(word) != slot & 1 {
-                // A damaged word: without this the level would be shut until the clock reached it. Or a
-                // word of the other slot, which may be damaged as well, and does not show it afterwards.
-                let backlog = if plausible { backlog } else { limit.reach_ns() };
-                let _ = state.compare_exchange(word, word_at(now_ns, backlog, slot));
-            }
-            return Admission::Over;
-        }
-        match state.compare_exchange(word, word_at(now_ns, after, slot)) {
-            Ok(()) if after > limit.burst_ns => return Admission::Wait(after - limit.burst_ns),
-            Ok(()) => return Admission::Admitted,
-            Err(seen) => word = seen,
+            (carried(word, slot, limit, now_ns), None)
+        };
+        match (state.compare_exchange(word, new), after) {
+            (Ok(()), None) => word = new,
+            (Ok(()), Some(after)) if after > limit.burst_ns => return Admission::Wait(after - limit.burst_ns),
+            (Ok(()), Some(_)) => return Admission::Admitted,
+            (Err(seen), _) => word = seen,
         }
     }
     Admission::Contended
@@ -596,13 +614,7 @@ pub fn admit<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, cost_ns: u
 pub fn carry_over<S: LevelState>(state: &S, slot: u64, limit: &LevelLimit, now_ns: u64) -> bool {
     let mut word = state.load();
     while slot_of(word) != slot & 1 {
-        // A time that has passed stays as it is: a packet on its way may hold an older `now_ns`.
-        let carried = if backlog_ns(word, now_ns) == 0 {
-            pack(word >> 1, slot)
-        } else {
-            word_at(now_ns, backlog_in(limit, slot, word, now_ns), slot)
-        };
-        match state.compare_exchange(word, carried) {
+        match state.compare_exchange(word, carried(word, slot, limit, now_ns)) {
             Ok(()) => return true,
             Err(seen) => word = seen,
         }

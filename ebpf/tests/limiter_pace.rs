@@ -7,7 +7,7 @@ use common::*;
 use proptest::prelude::*;
 use qjump_ebpf::{
     Admission, LevelLimit, admit,
-    limiter::{MAX_BURST_NS, backlog_ns, carry_over},
+    limiter::{MAX_BURST_NS, Oversize, admit_up_to, backlog_ns, carry_over, word_at},
 };
 
 /// A limit and its horizon, ns; 0 for one that is not paced.
@@ -169,4 +169,17 @@ fn a_horizon_that_the_word_cannot_hold_is_refused() {
     let spec = Spec::Packet { epoch_ns: 1_000_000, tolerance_ns: 0, max_packet: 256 };
     assert!(spec.limit().paced(MAX_BURST_NS - 1_000_000).is_ok());
     assert!(spec.limit().paced(MAX_BURST_NS).is_err());
+}
+
+/// The first packet after a change may be one that would rather go to another level than wait: those that wait keep the times
+/// they were given all the same.
+#[test]
+fn who_does_not_wait_shortens_nobodys_wait() {
+    let paced = LevelLimit::per_packet(1_000, 0, 256, Oversize::Drop).unwrap().paced(10_000).unwrap();
+    let (changed, now) = (paced.replacing(&paced), 5_000_000_000);
+    let level = Memory::new(word_at(now, 6_000, 0), 1);
+    let answer = admit_up_to(changed.burst_ns(), &level, 1, &changed, 1_000, now);
+    assert_eq!(answer, Admission::Over);
+    assert_eq!(level.word.get(), word_at(now, 6_000, 1));
+    assert_eq!(admit(&level, 1, &changed, 1_000, now), Admission::Wait(6_000));
 }

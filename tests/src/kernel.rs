@@ -20,6 +20,12 @@ pub fn is_guest() -> bool {
     std::env::var_os("QJUMP_GUEST").is_some()
 }
 
+/// How often to do what is done `times` times so that chance has its chances: where every instruction is emulated, and a load
+/// takes a second, a fifth of it.
+pub fn rounds(times: u32) -> u32 {
+    if is_guest() { times.div_ceil(5) } else { times }
+}
+
 /// The eBPF compare-exchange, without which the limiter takes locks.
 pub fn has_compare_exchange() -> bool {
     if cfg!(target_arch = "x86_64") { at_least(5, 12) } else { at_least(5, 18) }

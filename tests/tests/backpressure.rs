@@ -36,7 +36,7 @@ fn arrivals_of(tcp: bool, senders: usize) -> Result<(Vec<Arrival>, Vec<u64>, Val
             let (from, to) = (&link.near, &link.far);
             let congestion = "cubic";
             let flows = Flows { from, to, address: FAR.0, count: senders, priority: LEVEL.into(), congestion };
-            scope.spawn(move || flows.run(FLOOD).map(|_| stop.store(true, Relaxed)));
+            scope.spawn(move || flows.run(flood()).map(|_| stop.store(true, Relaxed)));
         } else {
             for number in 0..senders {
                 let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, LEVEL.into())?;
@@ -44,7 +44,7 @@ fn arrivals_of(tcp: bool, senders: usize) -> Result<(Vec<Arrival>, Vec<u64>, Val
                 scope.spawn(move || sender::flood(&socket, stop, || 18 + random.below(1_400) as usize));
             }
         }
-        let end = Instant::now() + 2 * FLOOD;
+        let end = Instant::now() + 2 * flood();
         while Instant::now() < end && !stop.load(Relaxed) {
             std::thread::sleep(Duration::from_millis(20));
             witness.collect();
@@ -62,7 +62,10 @@ fn arrivals_of(tcp: bool, senders: usize) -> Result<(Vec<Arrival>, Vec<u64>, Val
     Ok((arrivals.collect(), departures, status))
 }
 
-const FLOOD: Duration = Duration::from_secs(4);
+/// For how long is sent.
+fn flood() -> Duration {
+    Duration::from_millis(if is_guest() { 1_500 } else { 4_000 })
+}
 
 /// The stated burst and rate, in every interval from one epoch up, counted where packets arrive. Between the
 /// queue and there this machine may hold packets up (a CPU that is away, a softirq that has to wait): by so

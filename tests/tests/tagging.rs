@@ -20,7 +20,7 @@ use nix::{
 use qjump::tag::cgroup::Hierarchy;
 use qjump_tests::{
     cgroups::{TestCgroup, command_in, sleeper_in},
-    kernel::has_options_of_datagrams,
+    kernel::{has_options_of_datagrams, rounds},
     link::{Link, binary, failed, succeeded},
 };
 use serde_json::Value;
@@ -512,12 +512,13 @@ fn what_is_not_there_is_refused_and_nothing_is_left() -> Result<()> {
 #[test]
 fn processes_that_end_while_they_are_tagged_do_no_harm() -> Result<()> {
     let top = TestCgroup::new()?;
-    for delay_us in (0..40).map(|step| step * 2_000) {
+    let rounds = rounds(40);
+    for delay in (0..rounds).map(|round| Duration::from_millis(80) * round / rounds) {
         let process = Running(command_in(&top.directory, "sleep").arg("60").spawn()?);
         let pid = process.0.id().to_string();
         let tagging =
             qjump(&["tag", "--pid", &pid, "--level", "5"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        std::thread::sleep(Duration::from_micros(delay_us));
+        std::thread::sleep(delay);
         drop(process);
         let output = tagging.wait_with_output()?;
         if !output.status.success() {
@@ -563,10 +564,11 @@ fn many_at_once_take_turns() -> Result<()> {
         .collect();
     for (number, child) in runs.into_iter().enumerate() {
         let text = succeeded(&child?.wait_with_output()?)?;
-        assert!(
-            text.lines().count() == 8 && text.lines().all(|line| line.starts_with(&format!("{number} "))),
-            "{text}"
-        );
+        let level = format!("{number} ");
+        // A connection that is accepted while somebody else's grant changes reads 0 until its first packet, which has its level.
+        let is_right =
+            |(place, line): (usize, &str)| line.starts_with(&level) || place % 4 == 3 && line.starts_with("0 ");
+        assert!(text.lines().count() == 8 && text.lines().enumerate().all(is_right), "{text}");
     }
     Ok(())
 }

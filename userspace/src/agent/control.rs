@@ -8,7 +8,7 @@
 //! | `{"method": "status"}` | `"agent"`: generation, refused, hosts and their source, ready, drained, and the problem of each interface, `null` where there is none |
 //! | `{"method": "reload"}` | `"changes"`: what the configuration changes, line by line; then as status. Comes when it is in force, or has failed once |
 //! | `{"method": "drain"}` | as status: everything is taken off all interfaces, until the next reload |
-//! | `{"method": "tag", "level": 5, "pid": 1}` | `"cgroup"`, `"sockets"`; in the place of `pid`: `cgroup` or `unit`; also `sndbuf` |
+//! | `{"method": "tag", "level": 5, "pid": 1}` | `"cgroup"`, `"level"` that it has now or `null`, `"sockets"` moved, and `"problems"` with others; in the place of `pid`: `cgroup` or `unit`; also `sndbuf` |
 //! | `{"method": "untag", "pid": 1}` | the same |
 //!
 //! What fails is answered with `"ok": false`, `"error"`, and as `"kind"` `"usage"`, `"refused"` (a configuration; the old one
@@ -81,8 +81,8 @@ pub enum Request {
     },
 }
 
-/// A request on its way, and where its answer goes.
-pub type Asked = (Request, oneshot::Sender<Value>);
+/// A request on its way, the user whose it is, and where its answer goes.
+pub type Asked = (Request, u32, oneshot::Sender<Value>);
 
 /// An answer that something did not work.
 pub fn refusal(kind: &str, error: impl std::fmt::Display) -> Value {
@@ -140,9 +140,9 @@ impl Control {
                     None => continue,
                 }
             }
-            let allowed = stream.peer_cred().is_ok_and(|peer| self.allows(&peer));
+            let user = stream.peer_cred().ok().filter(|peer| self.allows(peer)).map(|peer| peer.uid());
             let (busy, requests) = (Arc::new(AtomicBool::new(false)), requests.clone());
-            let task = tokio::spawn(converse(stream, allowed, requests, Arc::clone(&busy)));
+            let task = tokio::spawn(converse(stream, user, requests, Arc::clone(&busy)));
             open.push_back((busy, task));
         }
     }
@@ -164,8 +164,8 @@ impl Drop for Control {
     }
 }
 
-/// Answers one connection, until it ends or asks nothing for a while.
-async fn converse(stream: UnixStream, allowed: bool, requests: mpsc::Sender<Asked>, busy: Arc<AtomicBool>) {
+/// Answers one connection, until it ends or asks nothing for a while. `user` is who may ask.
+async fn converse(stream: UnixStream, user: Option<u32>, requests: mpsc::Sender<Asked>, busy: Arc<AtomicBool>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -177,15 +177,15 @@ async fn converse(stream: UnixStream, allowed: bool, requests: mpsc::Sender<Aske
         }
         busy.store(true, Relaxed);
         let whole = line.last() == Some(&b'\n');
-        let answer = match (allowed, whole) {
-            (false, _) => refusal("failed", format!("only root and the members of group {GROUP} may ask")),
+        let answer = match (user, whole) {
+            (None, _) => refusal("failed", format!("only root and the members of group {GROUP} may ask")),
             (_, false) if line.len() as u64 >= LONGEST => refusal("usage", format!("more than {LONGEST} bytes")),
             // It ended in the middle of a line.
             (_, false) => return,
-            (true, true) => match serde_json::from_slice(&line) {
+            (Some(user), true) => match serde_json::from_slice(&line) {
                 Ok(request) => {
                     let (sender, receiver) = oneshot::channel();
-                    if requests.send((request, sender)).await.is_err() {
+                    if requests.send((request, user, sender)).await.is_err() {
                         return;
                     }
                     receiver.await.unwrap_or_else(|_| refusal("failed", "the agent is stopping"))
@@ -195,7 +195,7 @@ async fn converse(stream: UnixStream, allowed: bool, requests: mpsc::Sender<Aske
         };
         let written = timeout(PATIENCE, stream.get_mut().write_all(format!("{answer}\n").as_bytes())).await;
         busy.store(false, Relaxed);
-        if !matches!(written, Ok(Ok(()))) || !allowed || !whole {
+        if !matches!(written, Ok(Ok(()))) || user.is_none() || !whole {
             return;
         }
     }
@@ -237,7 +237,7 @@ mod tests {
         let (sender, mut requests) = mpsc::channel::<Asked>(1);
         let serving = tokio::spawn(control.serve(sender));
         tokio::spawn(async move {
-            while let Some((_, answer)) = requests.recv().await {
+            while let Some((_, _, answer)) = requests.recv().await {
                 let _ = answer.send(json!({"ok": true}));
             }
         });

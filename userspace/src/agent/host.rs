@@ -2,6 +2,7 @@
 //! [`crate::tag`].
 
 use std::{
+    collections::BTreeMap,
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Instant,
@@ -27,22 +28,32 @@ pub fn execute(command: &Command) -> Outcome {
         Command::Observe(wanted) => {
             Outcome::Observed(wanted.iter().map(|wanted| (wanted.interface.clone(), see(wanted))).collect())
         }
-        Command::Load(wanted) => {
-            let loaded = dataplane::load(&wanted.request()).map(|loaded| loaded.iter().map(describe).collect());
-            Outcome::Changed(wanted.interface.clone(), loaded.map_err(|error| error.to_string()))
-        }
+        Command::Load(wanted) => Outcome::Changed(load(wanted)),
         Command::Unload(pins, interface) => {
             let result = match dataplane::unload(pins, false) {
                 Ok(()) => Ok("unloaded".to_owned()),
                 Err(Error::NotLoaded(_)) => Ok("there was nothing to unload".to_owned()),
                 Err(error) => Err(error.to_string()),
             };
-            Outcome::Changed(interface.clone(), result)
+            Outcome::Changed(BTreeMap::from([(interface.clone(), result)]))
         }
         Command::Assign(desired) => {
             let began = Instant::now();
             Outcome::Assigned(assign(desired), began.elapsed())
         }
+    }
+}
+
+/// Loads, and says what that did to each interface.
+fn load(wanted: &[Wanted]) -> BTreeMap<String, Result<String, String>> {
+    let requests: Vec<Request<'_>> = wanted.iter().map(Wanted::request).collect();
+    let names = wanted.iter().map(|wanted| wanted.interface.clone());
+    match dataplane::load_each(&requests) {
+        Ok(results) => {
+            let text = |loaded: Vec<Loaded>| loaded.iter().map(describe).collect();
+            names.zip(results.into_iter().map(|result| result.map(text).map_err(|error| error.to_string()))).collect()
+        }
+        Err(error) => names.map(|name| (name, Err(error.to_string()))).collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! * Nothing is done before a configuration has been accepted. One that is refused changes nothing.
 //! * Interfaces are looked at first, and changed only if they are not as they should be: so a second run does nothing.
-//! * What lowers a budget goes before what raises one, on all interfaces.
+//! * What lowers a budget goes before what raises one, on all interfaces; what is the same step is one command for all of them.
 //! * What fails is tried again, later each time. What others undo is repaired, but not more than [`MOST_REPAIRS`] times
 //!   an hour; after that somebody means it, and it is said instead.
 //! * Somebody else's queue stays: the level limits go on without one.
@@ -83,8 +83,8 @@ pub struct Wanted {
 pub enum Command {
     /// Look at these interfaces.
     Observe(Vec<Wanted>),
-    /// Put the plan in force on one.
-    Load(Wanted),
+    /// Put the plan in force on these.
+    Load(Vec<Wanted>),
     /// Take off all that is pinned under a name, for the sake of an interface: the same one, or one that this is in the way of.
     Unload(String, String),
     /// Apply the rules.
@@ -96,8 +96,8 @@ pub enum Command {
 pub enum Outcome {
     /// What was seen.
     Observed(BTreeMap<String, Seen>),
-    /// What a load or an unload of an interface did, or why it failed.
-    Changed(String, Result<String, String>),
+    /// What loads or an unload did to each interface, or why they failed.
+    Changed(BTreeMap<String, Result<String, String>>),
     /// What the rules could not do, nothing if they could, and how long it took.
     Assigned(Result<(), String>, Duration),
 }
@@ -331,26 +331,9 @@ impl Machine {
                     self.observed(now, &name, seen);
                 }
             }
-            Outcome::Changed(name, Ok(what)) => {
-                self.say(Urgency::Info, Some(&name), what);
-                match self.interfaces.get_mut(&name) {
-                    Some(managed) if managed.wanted => {
-                        managed.look = true;
-                        // What is wrong now is that, and not what a load has not done.
-                        managed.settled |= is_news && managed.stale.is_none();
-                        managed.stale = None;
-                    }
-                    _ => drop(self.interfaces.remove(&name)),
-                }
-            }
-            Outcome::Changed(name, Err(why)) => {
-                let Some(managed) = self.interfaces.get_mut(&name) else { return };
-                managed.look = managed.wanted;
-                managed.failures += 1;
-                managed.not_before = now + backoff(managed.failures, chance);
-                if managed.error.as_ref() != Some(&why) {
-                    managed.error = Some(why.clone());
-                    self.say(Urgency::Error, Some(&name), why);
+            Outcome::Changed(results) => {
+                for (name, result) in results {
+                    self.changed(now, &name, result, is_news, chance);
                 }
             }
             Outcome::Assigned(result, took) => {
@@ -371,6 +354,33 @@ impl Machine {
             }
         }
         self.ready |= self.desired.is_some() && !self.drained && self.is_settled();
+    }
+
+    fn changed(&mut self, now: Time, name: &str, result: Result<String, String>, is_news: bool, chance: f64) {
+        match result {
+            Ok(what) => {
+                self.say(Urgency::Info, Some(name), what);
+                match self.interfaces.get_mut(name) {
+                    Some(managed) if managed.wanted => {
+                        managed.look = true;
+                        // What is wrong now is that, and not what a load has not done.
+                        managed.settled |= is_news && managed.stale.is_none();
+                        managed.stale = None;
+                    }
+                    _ => drop(self.interfaces.remove(name)),
+                }
+            }
+            Err(why) => {
+                let Some(managed) = self.interfaces.get_mut(name) else { return };
+                managed.look = managed.wanted;
+                managed.failures += 1;
+                managed.not_before = now + backoff(managed.failures, chance);
+                if managed.error.as_ref() != Some(&why) {
+                    managed.error = Some(why.clone());
+                    self.say(Urgency::Error, Some(name), why);
+                }
+            }
+        }
     }
 
     fn observed(&mut self, now: Time, name: &str, seen: Seen) {
@@ -463,13 +473,11 @@ impl Machine {
             }
             return Some(Command::Observe(look));
         }
-        let first = self
-            .interfaces
-            .iter()
-            .filter_map(|(name, managed)| Some((managed.step()?, name, managed)))
-            .filter(|(_, _, managed)| managed.not_before <= now)
-            .min_by_key(|(step, ..)| *step);
-        if let Some((step, name, managed)) = first {
+        let due = || {
+            let steps = self.interfaces.iter().filter_map(|(name, managed)| Some((managed.step()?, name, managed)));
+            steps.filter(|(_, _, managed)| managed.not_before <= now)
+        };
+        if let Some((step, name, managed)) = due().min_by_key(|(step, ..)| *step) {
             let lowering = |other: &Managed| {
                 matches!(other.step(), Some(Step::Lower | Step::Clear)) && (1..=PATIENCE).contains(&other.failures)
             };
@@ -480,7 +488,10 @@ impl Machine {
                     return Some(Command::Unload(managed.stale.clone().unwrap_or_else(|| name.clone()), name.clone()));
                 }
                 Step::Remove => return Some(Command::Unload(name.clone(), name.clone())),
-                Step::Lower | Step::Raise => return Some(Command::Load(wanted(name, managed))),
+                Step::Lower | Step::Raise => {
+                    let same = due().filter(|(other, ..)| *other == step);
+                    return Some(Command::Load(same.map(|(_, name, managed)| wanted(name, managed)).collect()));
+                }
             }
         }
         if !self.drained && self.assigning.due.is_some_and(|due| due <= now) {
@@ -673,31 +684,33 @@ mod tests {
                 Command::Observe(wanted) => Outcome::Observed(
                     wanted.iter().map(|wanted| (wanted.interface.clone(), self.see(wanted))).collect(),
                 ),
-                Command::Load(wanted) => {
-                    let name = wanted.interface.clone();
-                    assert!(self.named.contains(&name), "nobody wanted {name}");
-                    let result = match self.devices.get_mut(&name) {
-                        None => Err("no such interface".to_owned()),
-                        Some(_) if self.fails => Err("no room".to_owned()),
-                        Some(in_force) => {
-                            let new = Some(rate(&wanted.desired));
-                            self.done.push((name.clone(), *in_force, new));
-                            *in_force = new;
-                            Ok("loaded".to_owned())
-                        }
-                    };
-                    Outcome::Changed(name, result)
-                }
+                Command::Load(all) => Outcome::Changed(all.iter().map(|one| self.load(one)).collect()),
                 Command::Unload(pins, name) => {
                     assert!(self.named.contains(pins), "nobody wanted {pins}");
                     if let Some(in_force) = self.devices.get_mut(pins) {
                         self.done.push((pins.clone(), *in_force, None));
                         *in_force = None;
                     }
-                    Outcome::Changed(name.clone(), Ok("unloaded".to_owned()))
+                    Outcome::Changed(BTreeMap::from([(name.clone(), Ok("unloaded".to_owned()))]))
                 }
                 Command::Assign(_) => Outcome::Assigned(Ok(()), Duration::from_millis(1)),
             }
+        }
+
+        fn load(&mut self, wanted: &Wanted) -> (String, Result<String, String>) {
+            let name = wanted.interface.clone();
+            assert!(self.named.contains(&name), "nobody wanted {name}");
+            let result = match self.devices.get_mut(&name) {
+                None => Err("no such interface".to_owned()),
+                Some(_) if self.fails => Err("no room".to_owned()),
+                Some(in_force) => {
+                    let new = Some(rate(&wanted.desired));
+                    self.done.push((name.clone(), *in_force, new));
+                    *in_force = new;
+                    Ok("loaded".to_owned())
+                }
+            };
+            (name, result)
         }
 
         fn see(&self, wanted: &Wanted) -> Seen {
@@ -832,6 +845,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_the_same_step_for_several_interfaces_is_one_command() {
+        let mut world = World::default();
+        world.devices.extend(
+            [("a", Some(rate(&desired(&["a"], 3)))), ("b", None), ("c", None)]
+                .map(|(name, rate)| (name.to_owned(), rate)),
+        );
+        world.configure(&["a", "b", "c"], 4);
+        let mut loads = Vec::new();
+        while let Some(command) = world.machine.next(world.now) {
+            if let Command::Load(wanted) = &command {
+                loads.push(wanted.iter().map(|wanted| wanted.interface.clone()).collect::<Vec<_>>());
+            }
+            let outcome = world.execute(&command);
+            world.put_in(Input::Done(outcome, 0.5));
+        }
+        // What is unlimited first, both at once, and then what may have more.
+        assert_eq!(loads, [vec!["b", "c"], vec!["a"]]);
+    }
+
+    #[test]
     fn what_was_seen_for_one_configuration_says_nothing_of_the_next() {
         let mut world = World::default();
         world.devices.insert("a".to_owned(), None);
@@ -867,7 +900,8 @@ mod tests {
                 }
             }) {
                 tries.push(world.now.as_secs());
-                world.put_in(Input::Done(Outcome::Changed("a".to_owned(), Err("no room".to_owned())), 1.0));
+                let failed = BTreeMap::from([("a".to_owned(), Err("no room".to_owned()))]);
+                world.put_in(Input::Done(Outcome::Changed(failed), 1.0));
             }
         }
         let gaps: Vec<u64> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();

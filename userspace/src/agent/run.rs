@@ -299,8 +299,8 @@ impl<'a> Agent<'a> {
                     Some(input) => input,
                     None => continue,
                 },
-                Some((request, answer)) = self.requests.recv() => {
-                    self.serve(request, answer);
+                Some((request, user, answer)) = self.requests.recv() => {
+                    self.serve(request, user, answer);
                     continue;
                 }
                 members = counted(&mut self.counting) => match self.hosts_are(members) {
@@ -518,7 +518,7 @@ impl<'a> Agent<'a> {
         }));
     }
 
-    fn serve(&mut self, request: Request, answer: oneshot::Sender<Value>) {
+    fn serve(&mut self, request: Request, user: u32, answer: oneshot::Sender<Value>) {
         match request {
             Request::Status {} => {
                 let _ =
@@ -533,7 +533,10 @@ impl<'a> Agent<'a> {
                 self.change_tags(answer, pid, cgroup, unit, move |session, selector| {
                     let level =
                         Level::new(level).ok_or_else(|| refusal("usage", format!("there is no level {level}")))?;
-                    let request = tag::Request { level, send_buffer: sndbuf };
+                    if sndbuf.is_some_and(|bytes| !(1..=tag::MOST_SEND_BUFFER).contains(&bytes)) {
+                        return Err(refusal("usage", "sndbuf is not between 1 and 2^30 bytes"));
+                    }
+                    let request = tag::Request { level, send_buffer: sndbuf, by: Some(user) };
                     session.tag(selector, &request).map_err(|error| refusal("failed", error))
                 });
             }
@@ -568,7 +571,15 @@ impl<'a> Agent<'a> {
                 .and_then(|mut session| change(&mut session, &selector));
             let _ = answer.send(changed.map_or_else(
                 |refusal| refusal,
-                |changed| json!({"ok": true, "cgroup": changed.cgroup.path, "sockets": changed.sockets.visited}),
+                |changed| {
+                    json!({
+                        "ok": true,
+                        "cgroup": changed.cgroup.path,
+                        "level": changed.level.map(Level::number),
+                        "sockets": changed.sockets.visited,
+                        "problems": changed.problems(),
+                    })
+                },
             ));
         }));
     }
@@ -584,7 +595,10 @@ impl<'a> Agent<'a> {
 fn name(command: &Command) -> String {
     match command {
         Command::Observe(wanted) => format!("look at {} interface(s)", wanted.len()),
-        Command::Load(wanted) => format!("load {}", wanted.interface),
+        Command::Load(wanted) => {
+            let names: Vec<&str> = wanted.iter().map(|wanted| wanted.interface.as_str()).collect();
+            format!("load {}", names.join(", "))
+        }
         Command::Unload(pins, _) => format!("unload {pins}"),
         Command::Assign(_) => "apply the rules".to_owned(),
     }

@@ -1,7 +1,7 @@
 //! `qjump tag`, `qjump untag` and `qjump tags`.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,12 +11,16 @@ use qjump_ebpf::{
     Level,
     grant::{GRANT_BY_RULE, GRANT_OWNS_CGROUP},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Failure, print};
 use crate::{
+    agent::{
+        SOCKET,
+        client::{self, ClientError},
+    },
     config::parse_level,
-    dataplane::ignored_everywhere,
+    dataplane::{ignored_everywhere, missing_capability},
     table::Table,
     tag::{self, Changed, Request, Selector, Session, Tag},
     units::{self, show_ns},
@@ -26,6 +30,8 @@ use crate::{
 const SCHEMA_VERSION: u32 = 1;
 
 /// Give the sockets of a process, a cgroup or a systemd unit a level; those that it has keep their connections
+///
+/// Without root rights it asks the running agent, which does it for the members of group qjump.
 #[derive(Args)]
 pub struct TagCommand {
     #[command(flatten)]
@@ -77,15 +83,18 @@ struct Which {
     unit: Option<String>,
 }
 
-/// The kernel doubles what it is given, into an int.
 fn send_buffer(text: &str) -> Result<u32, String> {
     let bytes = units::bytes(text).map_err(|error| error.to_string())?;
-    if (1..=1 << 30).contains(&bytes) { Ok(bytes) } else { Err(format!("{bytes} is not between 1 and 2^30 bytes")) }
+    if (1..=tag::MOST_SEND_BUFFER).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!("{bytes} is not between 1 and 2^30 bytes"))
+    }
 }
 
 impl GrantArgs {
     pub(super) const fn request(&self) -> Request {
-        Request { level: self.level, send_buffer: self.sndbuf }
+        Request { level: self.level, send_buffer: self.sndbuf, by: None }
     }
 
     /// Says so if the level is for nothing.
@@ -110,8 +119,12 @@ impl Which {
 impl TagCommand {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let selector = self.which.selector()?;
-        let changed = Session::begin()?.tag(&selector, &self.grant.request())?;
-        report(&changed, &format!("at level {}", self.grant.level))?;
+        let what = format!("at level {}", self.grant.level);
+        let GrantArgs { level, sndbuf } = self.grant;
+        match ask_agent(&json!({"method": "tag", "level": level.number(), "sndbuf": sndbuf}), &selector)? {
+            Some(answer) => show_answer(&answer, &what)?,
+            None => show(&Session::begin()?.tag(&selector, &self.grant.request())?, &what)?,
+        }
         self.grant.warn_if_ignored();
         Ok(())
     }
@@ -123,33 +136,58 @@ impl UntagCommand {
             let number = Session::begin()?.untag_all()?;
             return print(format!("{number} grant(s) taken back"));
         }
-        let changed = Session::begin()?.untag(&self.which.selector()?)?;
-        let level = match changed.level {
+        let what = |level: Option<String>| match level {
             Some(level) => format!("untagged; at level {level} with the cgroup above"),
             None => "untagged".to_owned(),
         };
-        report(&changed, &level)
+        let selector = self.which.selector()?;
+        if let Some(answer) = ask_agent(&json!({"method": "untag"}), &selector)? {
+            return show_answer(&answer, &what(answer["level"].as_u64().map(|level| level.to_string())));
+        }
+        let changed = Session::begin()?.untag(&selector)?;
+        show(&changed, &what(changed.level.map(|level| level.to_string())))
     }
 }
 
-fn report(changed: &Changed, what: &str) -> Result<(), Failure> {
-    let count = &changed.sockets;
-    print(format!("{}: {what}; {} live socket(s) moved", changed.cgroup.path, count.visited))?;
-    for (pid, fd, error) in &count.failed {
-        print(format!("  not moved: descriptor {fd} of process {pid}: {error}"))?;
+/// Has a running agent do what this user may not do himself, but the members of its group may ask for. `None` if this command can
+/// do it, or nobody else does.
+fn ask_agent(request: &Value, selector: &Selector) -> Result<Option<Value>, Failure> {
+    if missing_capability().is_none() {
+        return Ok(None);
     }
-    for (number, what) in [
-        (count.ended, "process(es) ended meanwhile"),
-        (
-            count.unreachable,
-            "process(es) are in a PID namespace that cannot be seen from here; their sockets were not moved",
-        ),
-    ] {
-        if number > 0 {
-            print(format!("  {number} {what}"))?;
-        }
+    let mut request = request.clone();
+    let (key, value) = match selector {
+        Selector::Process(pid) => ("pid", json!(pid)),
+        Selector::Cgroup(path) => ("cgroup", json!(path)),
+        Selector::Unit(name) => ("unit", json!(name)),
+    };
+    request[key] = value;
+    match client::ask(Path::new(SOCKET), &request) {
+        Ok(answer) if answer["ok"] == true => Ok(Some(answer)),
+        Ok(answer) => Err(Failure::Failed(answer["error"].as_str().unwrap_or("the agent does not say why").to_owned())),
+        Err(ClientError::NoAgent { .. } | ClientError::Permission { .. }) => Ok(None),
+        Err(error) => Err(Failure::Failed(error.to_string())),
     }
-    Ok(())
+}
+
+fn show(changed: &Changed, what: &str) -> Result<(), Failure> {
+    report(&changed.cgroup.path, what, changed.sockets.visited as u64, changed.problems().iter().map(String::as_str))
+}
+
+/// The same of an agent's answer.
+fn show_answer(answer: &Value, what: &str) -> Result<(), Failure> {
+    let problems = answer["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    report(answer["cgroup"].as_str().unwrap_or("?"), what, answer["sockets"].as_u64().unwrap_or(0), problems)
+}
+
+fn report<'a>(
+    cgroup: &str,
+    what: &str,
+    sockets: u64,
+    mut problems: impl Iterator<Item = &'a str>,
+) -> Result<(), Failure> {
+    print(format!("{cgroup}: {what}; {sockets} live socket(s) moved"))?;
+    problems.try_for_each(|problem| print(format!("  {problem}")))
 }
 
 impl TagsCommand {

@@ -5,7 +5,10 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        Condvar, LazyLock, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use aya::{
@@ -27,7 +30,7 @@ use super::{
     Error,
     enforce::{self, Chosen, Device},
     error::shorten,
-    maps::Maps,
+    maps::{Maps, lock},
     netlink::{self, Interface},
     object::object,
     pins::{BPFFS, Lock, Pins, check_name, ensure_bpffs, has_bpffs},
@@ -181,21 +184,66 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     object()?;
     request.plan.config(0)?;
     let interfaces = check_interfaces(request)?;
-    require_capabilities("loading")?;
-
-    let mounted = ensure_bpffs()?;
-    let result = load_locked(interfaces, request);
-    if mounted && result.is_err() {
-        let _ = nix::mount::umount(BPFFS);
-    }
-    result
+    changing(|| load_all(interfaces, request))?
 }
 
-fn load_locked(interfaces: Vec<Interface>, request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
-    // The order of these two matters: what a failure undoes, it undoes under the lock.
-    let _lock = Lock::take()?;
-    // What another version may have left.
-    grants::remove_unneeded();
+/// Loads each of `requests`, as [`load`] does, and what becomes of one means nothing to the others. Side by side: most of a load
+/// is waiting for the kernel. The results are in the order of the requests.
+///
+/// # Errors
+/// If nothing could be begun.
+pub fn load_each(requests: &[Request<'_>]) -> Result<Vec<Result<Vec<Loaded>, Error>>, Error> {
+    object()?;
+    let one = |request: &Request<'_>| {
+        request.plan.config(0)?;
+        load_all(check_interfaces(request)?, request)
+    };
+    changing(|| {
+        let results: Vec<_> = requests.iter().map(|_| OnceLock::new()).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some((request, result)) = {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                requests.get(number).zip(results.get(number))
+            } {
+                let _ = result.set(one(request));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..requests.len().min(MOST_AT_ONCE) {
+                scope.spawn(work);
+            }
+        });
+        results.into_iter().map(|result| result.into_inner().expect("each had its turn")).collect()
+    })
+}
+
+/// How many loads go on at once.
+const MOST_AT_ONCE: usize = 32;
+
+/// Does `work` as the only one on this host who changes anything, with the file system of pins, and removes afterwards what nobody
+/// needs.
+fn changing<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
+    require_capabilities("loading")?;
+    let mounted = ensure_bpffs()?;
+    // What a failure undoes, it undoes under the lock.
+    let locked = Lock::take().map(|_lock| {
+        // What another version may have left.
+        grants::remove_unneeded();
+        // Only the owner may look in: whoever can write the maps can lift the limits.
+        let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+        let result = work();
+        nix::sys::stat::umask(umask);
+        grants::remove_unneeded();
+        result
+    });
+    if mounted && Pins::interfaces().is_ok_and(|names| names.is_empty()) {
+        let _ = nix::mount::umount(BPFFS);
+    }
+    locked
+}
+
+fn load_all(interfaces: Vec<Interface>, request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
     let mut undo = Undo::default();
     let prepared = interfaces
         .into_iter()
@@ -667,24 +715,15 @@ fn prepare(interface: Interface, request: &Request<'_>, undo: &mut Undo) -> Resu
     let decision = decide(&interface, &pins, request, &found)?;
     if matches!(found, Found::Nothing | Found::Leftovers { .. }) {
         let pins = pins.clone();
-        undo.push(move || {
-            drop(pins.remove());
-            grants::remove_unneeded();
-        });
+        undo.push(move || drop(pins.remove()));
     }
     if let (Some(id), Some(own)) = (found.program(), OWN_TAG.get())
         && sys::program_tag(id).is_ok_and(|tag| tag == *own)
     {
         return Ok(Prepared { interface, pins, object: None, hook, found, decision });
     }
-    // Only the owner may look in: whoever can write the maps can lift the limits.
-    let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
-    let object = pins
-        .create()
-        .map_err(Error::io(&name, "creating its directory in /sys/fs/bpf"))
-        .and_then(|()| load_object(&pins));
-    nix::sys::stat::umask(umask);
-    Ok(Prepared { interface, pins, object: Some(object?), hook, found, decision })
+    pins.create().map_err(Error::io(&name, "creating its directory in /sys/fs/bpf"))?;
+    Ok(Prepared { object: Some(load_object(&pins)?), interface, pins, hook, found, decision })
 }
 
 /// A loader of our object. Each that aya makes reads and parses the kernel's own types (/sys/kernel/btf/vmlinux, some 6 MB),
@@ -698,8 +737,24 @@ pub(crate) fn loader() -> EbpfLoader<'static> {
 /// One for all loads of a process.
 static LOADER: Mutex<Option<EbpfLoader<'static>>> = Mutex::new(None);
 
+/// How many CPUs may still verify a program: more at once would take memory and save no time.
+static VERIFIERS: LazyLock<(Mutex<usize>, Condvar)> =
+    LazyLock::new(|| (Mutex::new(std::thread::available_parallelism().map_or(1, usize::from)), Condvar::new()));
+
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
-    let mut kept = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut object = make_maps(pins)?;
+    let (free, freed) = &*VERIFIERS;
+    let mut left = freed.wait_while(lock(free), |left| *left == 0).unwrap_or_else(PoisonError::into_inner);
+    *left -= 1;
+    drop(left);
+    let result = load_program(&mut object);
+    *lock(free) += 1;
+    freed.notify_one();
+    result.map(|()| object)
+}
+
+fn make_maps(pins: &Pins) -> Result<Ebpf, Error> {
+    let mut kept = lock(&LOADER);
     let loader = kept.get_or_insert_with(loader);
     for map in [names::CONFIG, names::STATE, names::COUNTERS, names::LOCKS, names::EVENTS] {
         loader.map_pin_path(map, pins.map(map));
@@ -707,9 +762,7 @@ fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     loader.map_max_entries(names::EVENTS, EVENT_BYTES);
     grants::share_maps(loader)?;
     let refused = |what| move |detail| Error::Kernel { what, detail };
-    let mut object = loader.load(object()?).map_err(|error| refused("maps")(shorten(&error)))?;
-    load_program(&mut object)?;
-    Ok(object)
+    loader.load(object()?).map_err(|error| refused("maps")(shorten(&error)))
 }
 
 fn load_program(object: &mut Ebpf) -> Result<(), Error> {
@@ -795,6 +848,11 @@ fn earlier_name(interface: &Interface) -> Option<String> {
     let here = sys::network_namespace().ok()?;
     Pins::interfaces().ok()?.into_iter().filter(|name| *name != interface.name).find(|name| {
         let pins = Pins::of(name);
+        // A link tells at once that it is on another device.
+        let linked = linked_device(&pins);
+        if linked.is_some_and(|index| index != interface.index) {
+            return false;
+        }
         let Ok(plan) = Maps::open(name, &pins).map(|maps| maps.in_force().plan) else {
             return false;
         };
@@ -802,7 +860,7 @@ fn earlier_name(interface: &Interface) -> Option<String> {
             && plan.ifindex == interface.index
             && match plan.hook {
                 HOOK_CLSACT => clsact_filter(interface.index).is_ok_and(|filter| filter.is_some()),
-                _ => live_link(&pins).is_some(),
+                _ => linked.is_some(),
             }
     })
 }

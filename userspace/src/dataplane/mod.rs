@@ -21,7 +21,7 @@ pub use error::Error;
 pub(crate) use error::shorten;
 pub use load::{
     Capability, Foreseen, Hook, Loaded, Request, Standing, check_suitable, find_interfaces, foresee, has, is_linked,
-    load, missing_capability, recognise, standing, unload,
+    load, load_each, missing_capability, recognise, standing, unload,
 };
 pub(crate) use load::{clsact_filter, loader, require_capabilities};
 pub use maps::Maps;

@@ -9,6 +9,8 @@ use std::{
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GET_TS_INFO: u32 = 0x41;
+const ETHTOOL_STSO: u32 = 0x1f;
+const ETHTOOL_SGRO: u32 = 0x2c;
 /// The offloads that decide how packets leave and arrive, with the commands that ask for them.
 const OFFLOADS: [(&str, u32); 6] = [
     ("rx_checksum", 0x14),
@@ -54,6 +56,16 @@ impl Ethtool {
             ask(self.socket.as_fd(), interface, &mut words).ok().map(|()| words[1] != 0)
         };
         OFFLOADS.into_iter().filter_map(|(name, command)| Some((name, on(command)?))).collect()
+    }
+
+    /// Turns TCP's segmentation by the device on or off.
+    pub fn set_tso(&self, interface: &str, on: bool) -> io::Result<()> {
+        ask(self.socket.as_fd(), interface, &mut [ETHTOOL_STSO, on.into()])
+    }
+
+    /// Turns generic receive offload on or off.
+    pub fn set_gro(&self, interface: &str, on: bool) -> io::Result<()> {
+        ask(self.socket.as_fd(), interface, &mut [ETHTOOL_SGRO, on.into()])
     }
 
     /// The `SOF_TIMESTAMPING_` flags that the device can satisfy.

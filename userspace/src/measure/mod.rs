@@ -9,7 +9,7 @@ mod clock;
 pub mod compare;
 pub mod control;
 mod endpoint;
-mod ethtool;
+pub(crate) mod ethtool;
 pub mod host;
 mod latencies;
 pub mod load;

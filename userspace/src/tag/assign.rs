@@ -223,7 +223,7 @@ impl Place {
     }
 
     const fn request(&self) -> Request {
-        Request { level: self.level, send_buffer: None }
+        Request { level: self.level, send_buffer: None, by: None }
     }
 }
 

@@ -322,7 +322,7 @@ impl Grants {
     pub fn rule_grant(&mut self, level: Level) -> Result<u64, Error> {
         let key = rule_grant(level);
         if self.get(key).is_none() {
-            self.put(key, new_grant(&Request { level, send_buffer: None }, GRANT_BY_RULE))?;
+            self.put(key, new_grant(&Request { level, send_buffer: None, by: None }, GRANT_BY_RULE))?;
         }
         Ok(key)
     }

@@ -51,7 +51,12 @@ pub struct Request {
     pub level: Level,
     /// `SO_SNDBUF` of its sockets, bytes.
     pub send_buffer: Option<u32>,
+    /// The user who asks, if that is not whoever runs this command.
+    pub by: Option<u32>,
 }
+
+/// The largest send buffer, bytes: the kernel doubles what it is given, into an int.
+pub const MOST_SEND_BUFFER: u32 = 1 << 30;
 
 /// What a change did.
 #[derive(Debug)]
@@ -62,6 +67,24 @@ pub struct Changed {
     pub sockets: Count,
     /// The level that the cgroup still has from one above it.
     pub level: Option<Level>,
+}
+
+impl Changed {
+    /// What was not moved, line by line.
+    pub fn problems(&self) -> Vec<String> {
+        let Count { failed, ended, unreachable, .. } = &self.sockets;
+        let each =
+            failed.iter().map(|(pid, fd, error)| format!("not moved: descriptor {fd} of process {pid}: {error}"));
+        let counted = [
+            (ended, "process(es) ended meanwhile"),
+            (
+                unreachable,
+                "process(es) are in a PID namespace that cannot be seen from here; their sockets were not moved",
+            ),
+        ];
+        let counted = counted.into_iter().filter(|(number, _)| **number > 0);
+        each.chain(counted.map(|(number, what)| format!("{number} {what}"))).collect()
+    }
 }
 
 /// The only one who changes grants on this host, for as long as it lives.
@@ -393,7 +416,7 @@ fn new_grant(request: &Request, flags: u32) -> Grant {
     Grant {
         level: request.level.number().into(),
         send_buffer: request.send_buffer.unwrap_or(0),
-        uid: caller(),
+        uid: request.by.unwrap_or_else(caller),
         flags,
         since_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
     }

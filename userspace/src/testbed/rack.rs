@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::QueueChoice,
     dataplane::{self, Hook, Loaded, Pins},
+    measure::ethtool::Ethtool,
     plan::Plan,
     units::Rate,
 };
@@ -330,6 +331,7 @@ impl Rack {
     }
 
     /// How a host's TCP reacts to congestion, by the route to all others: whatever programs ask for, accepted connections too.
+    /// It learns of the network's queues by their losses, marks and times alone.
     ///
     /// # Errors
     /// If the kernel lacks the algorithm.
@@ -339,7 +341,20 @@ impl Rack {
         netns.ip(&format!("{route} congctl {congestion}")).with_context(|| {
             format!("this kernel lacks the congestion control '{congestion}'; try `modprobe tcp_{congestion}`")
         })?;
-        netns.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/tcp_ecn", if ecn { "1" } else { "2" })?))
+        netns.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/tcp_ecn", if ecn { "1" } else { "2" })?))?;
+        self.part(host).with_context(|| format!("cannot set the offloads between {interface} and its switch"))
+    }
+
+    /// Has the switch let go of what a host sends. The kernel keeps a packet's socket across a pair of veth, so that TCP would
+    /// take what waits in the switch for its own host's queue, and keep that to a millisecond (TCP small queues): no queue
+    /// would build up that congestion control has an influence on. TCP's packets lose their socket on their way into GRO
+    /// (`skb_prepare_for_gro`, include/linux/skbuff.h), where a veth takes those of a peer without TSO
+    /// (`veth_skb_is_eligible_for_gro`, drivers/net/veth.c). GRO must not put any together, which the switch would take for one.
+    fn part(&self, host: usize) -> Result<()> {
+        let (leaf, port) = (&self.leaves[self.spec.leaf_of(host)], host_port(host));
+        leaf.ip(&format!("link set {port} gro_max_size 1"))?;
+        self.hosts[host].enter(|| Ok(Ethtool::new()?.set_tso(&self.interface(host), false)?))?;
+        leaf.enter(|| Ok(Ethtool::new()?.set_gro(&port, true)?))
     }
 
     /// Shapes all that a host sends, in one queue of so many bytes, until [`Self::unshape`]: what an operator can do without

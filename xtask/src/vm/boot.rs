@@ -20,6 +20,9 @@ pub struct Qemu {
     unpacked: Option<PathBuf>,
 }
 
+/// Room for translated code, MiB; what does not fit is translated again. QEMU would take a GiB, as long as it gets it.
+const TRANSLATED: &str = "tb-size=64";
+
 /// How a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
@@ -178,7 +181,7 @@ fn arguments(guest: &Guest<'_>) -> Vec<String> {
     }
     match guest.clock {
         Clock::Real { cpus, kvm } => {
-            add("-accel", if kvm { "kvm" } else { "tcg,thread=multi" }.to_owned());
+            add("-accel", if kvm { "kvm".to_owned() } else { format!("tcg,thread=multi,{TRANSLATED}") });
             add("-smp", cpus.to_string());
             add("-cpu", if kvm { "host" } else { "max" }.to_owned());
             // The emulated CPUs count together. A kernel that does not believe it goes over to the hpet, whose readers wait for each
@@ -187,7 +190,7 @@ fn arguments(guest: &Guest<'_>) -> Vec<String> {
         }
         // What is not a function of the instructions is taken away: the host's clock, and its true random numbers.
         Clock::Virtual { seed } => {
-            add("-accel", "tcg,thread=single".to_owned());
+            add("-accel", format!("tcg,thread=single,{TRANSLATED}"));
             add("-icount", "shift=0,sleep=off".to_owned());
             add("-rtc", "base=2026-01-01T00:00:00,clock=vm".to_owned());
             add("-seed", seed.to_string());
@@ -213,7 +216,7 @@ mod tests {
     #[test]
     fn nothing_in_virtual_time_comes_from_the_machine() {
         let words = guest(Clock::Virtual { seed: 7 });
-        for word in ["shift=0,sleep=off", "tcg,thread=single", "max,-rdrand,-rdseed"] {
+        for word in ["shift=0,sleep=off", "tcg,thread=single,tb-size=64", "max,-rdrand,-rdseed"] {
             assert!(words.iter().any(|w| w == word), "{word}");
         }
         let after = |name: &str| words[words.iter().position(|word| word == name).unwrap() + 1].clone();
