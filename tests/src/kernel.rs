@@ -1,6 +1,8 @@
 //! What the kernel under test should be able to do, by its version: a test that leaves something out asks here, so that
 //! a kernel that should have it cannot hide that it has not.
 
+use std::time::Duration;
+
 /// Whether the kernel is of this release or later.
 pub fn at_least(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -20,10 +22,14 @@ pub fn is_guest() -> bool {
     std::env::var_os("QJUMP_GUEST").is_some()
 }
 
-/// How often to do what is done `times` times so that chance has its chances: where every instruction is emulated, and a load
-/// takes a second, a fifth of it.
+/// How often to do what is done `times` times so that chance has its chances: where every instruction is emulated, a tenth.
 pub fn rounds(times: u32) -> u32 {
-    if is_guest() { times.div_ceil(5) } else { times }
+    if is_guest() { times.div_ceil(10) } else { times }
+}
+
+/// For how long to do what is done for some `time` for the same reason.
+pub fn a_while(time: Duration) -> Duration {
+    if is_guest() { time.mul_f64(0.4) } else { time }
 }
 
 /// The eBPF compare-exchange, without which the limiter takes locks.

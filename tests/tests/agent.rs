@@ -517,7 +517,7 @@ fn many_interfaces_are_ready_soon_and_a_change_is_quick() -> Result<()> {
         assert!(memory < 64 * 1024, "{memory} KiB");
         agent.write(&config(&names, "52mbit"))?;
         let began = Instant::now();
-        // One after the other; a slow machine may take longer than the command waits.
+        // A slow machine may take longer than the command waits.
         drop(agent.ask("reload", &[])?);
         agent.until("all are changed", |agent| {
             let state = agent.state().unwrap_or_default();

@@ -12,7 +12,7 @@ use qjump_tests::{
     backpressure::{self, BURST, HostQueue, LEVEL, RATE},
     departures::Tap,
     frames::Random,
-    kernel::is_guest,
+    kernel::{a_while, is_guest},
     link::{FAR, Link, NEAR, succeeded},
     sender,
     tcp::Flows,
@@ -64,7 +64,7 @@ fn arrivals_of(tcp: bool, senders: usize) -> Result<(Vec<Arrival>, Vec<u64>, Val
 
 /// For how long is sent.
 fn flood() -> Duration {
-    Duration::from_millis(if is_guest() { 1_500 } else { 4_000 })
+    a_while(Duration::from_secs(4))
 }
 
 /// The stated burst and rate, in every interval from one epoch up, counted where packets arrive. Between the

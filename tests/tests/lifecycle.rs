@@ -14,7 +14,11 @@ use aya::{
     maps::{Array, Map, MapData},
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
-use qjump::dataplane::{Maps, object};
+use qjump::{
+    agent::desired::Desired,
+    config::{File, QueueChoice},
+    dataplane::{Hook, Maps, Request, load_each, object},
+};
 use qjump_ebpf::{Config, names};
 use qjump_tests::{
     arrivals::Witness,
@@ -347,6 +351,44 @@ fn a_load_of_several_interfaces_is_all_or_nothing() -> Result<()> {
     assert_eq!(link.tc_state()?, before);
     assert!(!link.pins().exist(), "the first interface is as it was");
     assert!(!qjump::dataplane::Pins::of("qjtall").exist());
+    Ok(())
+}
+
+#[test]
+fn loads_side_by_side_have_nothing_to_do_with_each_other() -> Result<()> {
+    let link = Link::new()?;
+    let before = link.tc_state()?;
+    let other = format!("{}o", link.device);
+    link.near.batch("ip", &format!("link add {other} type veth peer name {other}p\n"))?;
+    // By another name it is the same device.
+    let alias = format!("{}a", link.device);
+    link.near.batch("ip", &format!("link property add dev {} altname {alias}\n", link.device))?;
+    let text = "cluster = { hosts = 4, link-rate = \"1gbit\", max-packet = 256, epsilon = \"4us\" }\n\
+                host = { interfaces = [] }\n[[level]]\nlevel = 7\nfactor = 1\n";
+    let plan = File::parse(text).and_then(|file| Desired::of(file, None)).map_err(anyhow::Error::msg)?.plan;
+    let names = [link.device.clone(), "nowhere".to_owned(), other.clone(), alias];
+    let requests = names.each_ref().map(|name| Request {
+        interfaces: std::slice::from_ref(name),
+        plan: &plan,
+        pcp: false,
+        hook: Hook::Auto,
+        queue: QueueChoice::Keep,
+        host_rate: None,
+    });
+    let results = link.near.enter(|| Ok(load_each(&requests)?))?;
+    let said: Vec<String> = results
+        .iter()
+        .map(|result| match result {
+            Ok(loaded) => loaded[0].interface.clone(),
+            Err(error) => error.to_string(),
+        })
+        .collect();
+    assert_eq!((&said[0], &said[2]), (&link.device, &other), "{said:?}");
+    assert!(said[1].contains("no interface 'nowhere'") && said[3].contains("given twice"), "{said:?}");
+    assert_eq!(link.status()?["attached"], true);
+    succeeded(&link.qjump(&["unload", "--interface", &other])?)?;
+    link.unload()?;
+    assert_eq!(link.tc_state()?, before);
     Ok(())
 }
 

@@ -9,13 +9,12 @@ use anyhow::Result;
 use qjump_tests::{
     arrivals::{Arrival, Witness, burst_seen, spacing_slack, wire},
     frames::Random,
-    kernel::is_guest,
+    kernel::{a_while, is_guest},
     link::{FAR, Link, NEAR, succeeded},
     sender,
 };
 use serde_json::Value;
 
-const FLOOD: Duration = Duration::from_secs(10);
 const SENDERS: usize = 2;
 
 struct Flood {
@@ -35,6 +34,7 @@ fn flood(plans: &[&[&str]], level: u8, size: impl Fn(&mut Random) -> usize + Syn
     };
     load(plans[0])?;
     let (stop, offered) = (AtomicBool::new(false), AtomicU64::new(0));
+    let time = a_while(Duration::from_secs(10));
     std::thread::scope(|scope| -> Result<()> {
         for number in 0..SENDERS {
             let socket = sender::connected(&link.near, NEAR.0, FAR.0, 7000, u32::from(level))?;
@@ -44,7 +44,7 @@ fn flood(plans: &[&[&str]], level: u8, size: impl Fn(&mut Random) -> usize + Syn
                 offered.fetch_add(sender::flood(&socket, stop, || size(&mut random)), Relaxed);
             });
         }
-        let end = std::time::Instant::now() + FLOOD;
+        let end = std::time::Instant::now() + time;
         let mut turn = 0;
         let mut result = Ok(());
         while std::time::Instant::now() < end && result.is_ok() {
@@ -65,7 +65,7 @@ fn flood(plans: &[&[&str]], level: u8, size: impl Fn(&mut Random) -> usize + Syn
     let level = levels.iter().find(|entry| entry["level"] == level).expect("the level").clone();
     link.unload()?;
     let offered = offered.into_inner();
-    println!("offered {offered} packets in {FLOOD:?} from {SENDERS} threads, {} arrived", arrivals.len());
+    println!("offered {offered} packets in {time:?} from {SENDERS} threads, {} arrived", arrivals.len());
     // The witness missed nothing, and every packet got a verdict.
     let count = |key: &str| level[key].as_u64().expect("a count");
     assert_eq!(count("passed_packets"), arrivals.len() as u64);

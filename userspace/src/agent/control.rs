@@ -81,8 +81,25 @@ pub enum Request {
     },
 }
 
-/// A request on its way, the user whose it is, and where its answer goes.
-pub type Asked = (Request, u32, oneshot::Sender<Value>);
+/// A request on its way, whose it is, and where its answer goes.
+pub type Asked = (Request, Peer, oneshot::Sender<Value>);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// The user.
+    pub user: u32,
+    /// Whether his processes have the numbers that they have here: whoever is in a PID namespace of his own means others.
+    pub is_near: bool,
+}
+
+impl Peer {
+    fn of(cred: &UCred) -> Self {
+        let status = cred.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+        let numbers = status.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("NSpid:")));
+        Self { user: cred.uid(), is_near: numbers.is_some_and(|numbers| numbers.split_whitespace().count() == 1) }
+    }
+}
 
 /// An answer that something did not work.
 pub fn refusal(kind: &str, error: impl std::fmt::Display) -> Value {
@@ -140,9 +157,9 @@ impl Control {
                     None => continue,
                 }
             }
-            let user = stream.peer_cred().ok().filter(|peer| self.allows(peer)).map(|peer| peer.uid());
+            let peer = stream.peer_cred().ok().filter(|peer| self.allows(peer)).map(|peer| Peer::of(&peer));
             let (busy, requests) = (Arc::new(AtomicBool::new(false)), requests.clone());
-            let task = tokio::spawn(converse(stream, user, requests, Arc::clone(&busy)));
+            let task = tokio::spawn(converse(stream, peer, requests, Arc::clone(&busy)));
             open.push_back((busy, task));
         }
     }
@@ -164,8 +181,8 @@ impl Drop for Control {
     }
 }
 
-/// Answers one connection, until it ends or asks nothing for a while. `user` is who may ask.
-async fn converse(stream: UnixStream, user: Option<u32>, requests: mpsc::Sender<Asked>, busy: Arc<AtomicBool>) {
+/// Answers one connection, until it ends or asks nothing for a while. `peer` is who may ask.
+async fn converse(stream: UnixStream, peer: Option<Peer>, requests: mpsc::Sender<Asked>, busy: Arc<AtomicBool>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     loop {
@@ -177,15 +194,15 @@ async fn converse(stream: UnixStream, user: Option<u32>, requests: mpsc::Sender<
         }
         busy.store(true, Relaxed);
         let whole = line.last() == Some(&b'\n');
-        let answer = match (user, whole) {
+        let answer = match (peer, whole) {
             (None, _) => refusal("failed", format!("only root and the members of group {GROUP} may ask")),
             (_, false) if line.len() as u64 >= LONGEST => refusal("usage", format!("more than {LONGEST} bytes")),
             // It ended in the middle of a line.
             (_, false) => return,
-            (Some(user), true) => match serde_json::from_slice(&line) {
+            (Some(peer), true) => match serde_json::from_slice(&line) {
                 Ok(request) => {
                     let (sender, receiver) = oneshot::channel();
-                    if requests.send((request, user, sender)).await.is_err() {
+                    if requests.send((request, peer, sender)).await.is_err() {
                         return;
                     }
                     receiver.await.unwrap_or_else(|_| refusal("failed", "the agent is stopping"))
@@ -195,7 +212,7 @@ async fn converse(stream: UnixStream, user: Option<u32>, requests: mpsc::Sender<
         };
         let written = timeout(PATIENCE, stream.get_mut().write_all(format!("{answer}\n").as_bytes())).await;
         busy.store(false, Relaxed);
-        if !matches!(written, Ok(Ok(()))) || user.is_none() || !whole {
+        if !matches!(written, Ok(Ok(()))) || peer.is_none() || !whole {
             return;
         }
     }

@@ -36,6 +36,8 @@ const PATIENCE: u32 = 3;
 /// A look at all processes is followed by a rest of so many times as long, at least: after a change of the processes, and
 /// without one.
 const REST: [u32; 2] = [100, 200];
+/// How many interfaces one command loads: after it, others have their turn at the host's lock, and the watchdog hears of it.
+const MOST_AT_ONCE: usize = 32;
 /// The shortest rests.
 const LEAST_REST: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
@@ -489,7 +491,7 @@ impl Machine {
                 }
                 Step::Remove => return Some(Command::Unload(name.clone(), name.clone())),
                 Step::Lower | Step::Raise => {
-                    let same = due().filter(|(other, ..)| *other == step);
+                    let same = due().filter(|(other, ..)| *other == step).take(MOST_AT_ONCE);
                     return Some(Command::Load(same.map(|(_, name, managed)| wanted(name, managed)).collect()));
                 }
             }

@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, ToSocketAddrs},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,12 +25,15 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{oneshot, watch::Sender},
     task::JoinSet,
     time::timeout,
 };
+use tokio_rustls::rustls::ClientConfig;
 
+use super::tls;
 use crate::{plan::MAX_HOSTS, units::Nanos};
 
 /// The longest list, bytes: a million names of sixteen.
@@ -72,6 +76,8 @@ impl std::fmt::Display for Source {
 pub struct Config {
     /// Where to ask.
     pub source: Source,
+    /// Certificates (PEM) of the authorities that a server of https must have its own from, if those of this host do not do.
+    pub ca: Option<PathBuf>,
     /// How often.
     pub interval: Duration,
     /// How long a list must have been shorter until that counts.
@@ -89,6 +95,7 @@ struct Section {
     file: Option<PathBuf>,
     dns: Option<String>,
     url: Option<String>,
+    ca: Option<PathBuf>,
     interval: Option<Nanos>,
     hold: Option<Nanos>,
     least: Option<u32>,
@@ -108,9 +115,18 @@ impl TryFrom<Section> for Config {
             (None, None, Some(text)) => Source::Url(url(&text)?),
             _ => return Err("say where members are listed: one of file, dns and url".to_owned()),
         };
+        if let Some(ca) = &section.ca {
+            if !matches!(&source, Source::Url(url) if is_https(url)) {
+                return Err("ca is for a url with https://".to_owned());
+            }
+            if !ca.is_absolute() {
+                return Err(format!("ca = \"{}\" must be an absolute path", ca.display()));
+            }
+        }
         let span = |given: Option<Nanos>, default| given.map_or(default, |span| Duration::from_nanos(span.ns()));
         let config = Self {
             source,
+            ca: section.ca,
             interval: span(section.interval, Duration::from_secs(10)),
             hold: span(section.hold, Duration::from_secs(600)),
             least: section.least.unwrap_or(1),
@@ -127,19 +143,20 @@ impl TryFrom<Section> for Config {
 }
 
 fn url(text: &str) -> Result<Uri, String> {
-    let url: Uri =
-        text.parse().map_err(|error| format!("url = \"{text}\" must be of the form http://host:port/path: {error}"))?;
+    let form = "must be of the form http://host:port/path or https://host:port/path";
+    let url: Uri = text.parse().map_err(|error| format!("url = \"{text}\" {form}: {error}"))?;
     match (url.scheme_str(), url.authority()) {
         (_, Some(authority)) if authority.as_str().contains('@') => {
             Err("the url has a password in it, which logs would show; let the server know hosts by their addresses"
                 .into())
         }
-        (Some("http"), Some(_)) => Ok(url),
-        (Some("https"), Some(_)) => Err(format!(
-            "url = \"{text}\": qjump speaks no TLS; let a timer fetch the list with curl, and name its file here: file = \"...\""
-        )),
-        _ => Err(format!("url = \"{text}\" must be of the form http://host:port/path")),
+        (Some("http" | "https"), Some(_)) => Ok(url),
+        _ => Err(format!("url = \"{text}\" {form}")),
     }
+}
+
+fn is_https(url: &Uri) -> bool {
+    url.scheme_str() == Some("https")
 }
 
 impl Config {
@@ -251,7 +268,7 @@ pub async fn watch(config: Config, in_force: Option<u32>, sender: Sender<Members
     let mut hold = Hold::new(config.hold, in_force);
     let mut asked = Asked::default();
     loop {
-        let answer = asked.count(&config.source).await.and_then(|count| config.believed(count));
+        let answer = asked.count(&config).await.and_then(|count| config.believed(count));
         sender.send_modify(|members| match answer {
             Ok(count) => {
                 let now = Instant::now();
@@ -267,22 +284,45 @@ pub async fn watch(config: Config, in_force: Option<u32>, sender: Sender<Members
     }
 }
 
-/// A question that a thread waits with: neither a resolver nor a file system can be told to give up. The next question
-/// takes the answer to this one, so that there is never more than one thread.
+/// What has been asked.
 #[derive(Default)]
-struct Asked(Option<oneshot::Receiver<Result<u32, String>>>);
+struct Asked {
+    members: Question<u32>,
+    trust: Question<Arc<ClientConfig>>,
+}
 
 impl Asked {
     /// Asks once.
-    async fn count(&mut self, source: &Source) -> Result<u32, String> {
-        match source.clone() {
-            Source::Url(url) => within(fetch(&url)).await?.and_then(|text| count_list(&text)),
-            Source::File(path) => self.blocking(move || read_file(&path).and_then(|text| count_list(&text))).await,
-            Source::Dns(name) => self.blocking(move || resolve(&name)).await,
+    async fn count(&mut self, config: &Config) -> Result<u32, String> {
+        match config.source.clone() {
+            Source::Url(url) => {
+                let trust = match config.ca.clone() {
+                    // Each time: certificates are renewed.
+                    ca if is_https(&url) => Some(self.trust.blocking(move || tls::trust(ca.as_deref())).await?),
+                    _ => None,
+                };
+                within(fetch(&url, trust)).await?.and_then(|text| count_list(&text))
+            }
+            Source::File(path) => {
+                self.members.blocking(move || read_file(&path).and_then(|text| count_list(&text))).await
+            }
+            Source::Dns(name) => self.members.blocking(move || resolve(&name)).await,
         }
     }
+}
 
-    async fn blocking(&mut self, ask: impl FnOnce() -> Result<u32, String> + Send + 'static) -> Result<u32, String> {
+/// A question that a thread waits with: neither a resolver nor a file system can be told to give up. The next question
+/// takes the answer to this one, so that there is never more than one thread.
+struct Question<T>(Option<oneshot::Receiver<Result<T, String>>>);
+
+impl<T> Default for Question<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Send + 'static> Question<T> {
+    async fn blocking(&mut self, ask: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
         let mut answer = match self.0.take() {
             Some(answer) => answer,
             None => on_a_thread(ask)?,
@@ -302,9 +342,9 @@ async fn within<T>(answer: impl Future<Output = T>) -> Result<T, String> {
 }
 
 /// A thread of its own rather than one of the runtime's, which waits for those when it ends.
-fn on_a_thread(
-    ask: impl FnOnce() -> Result<u32, String> + Send + 'static,
-) -> Result<oneshot::Receiver<Result<u32, String>>, String> {
+fn on_a_thread<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<oneshot::Receiver<Result<T, String>>, String> {
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("members".to_owned())
@@ -313,7 +353,11 @@ fn on_a_thread(
     Ok(receiver)
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
+/// Reads a file that decides what hosts may send.
+///
+/// # Errors
+/// If it is none, is too long, or anybody may write it.
+pub fn read_file(path: &Path) -> Result<String, String> {
     let read = || -> io::Result<String> {
         let file = File::open(path)?;
         let about = file.metadata()?;
@@ -339,13 +383,12 @@ fn resolve(name: &str) -> Result<u32, String> {
     Ok(members.len() as u32)
 }
 
-/// Gets a list by HTTP/1.1: one request, no redirections.
-async fn fetch(url: &Uri) -> Result<String, String> {
+/// Gets a list by HTTP/1.1, inside TLS if it is known whom to trust: one request, no redirections.
+async fn fetch(url: &Uri, trust: Option<Arc<ClientConfig>>) -> Result<String, String> {
     let authority = url.authority().ok_or("the url has no host")?;
     let host = authority.host().trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80)))
-        .await
-        .map_err(|error| format!("cannot connect: {error}"))?;
+    let port = authority.port_u16().unwrap_or(if trust.is_some() { 443 } else { 80 });
+    let stream = TcpStream::connect((host, port)).await.map_err(|error| format!("cannot connect: {error}"))?;
     let request = Request::get(url.path_and_query().map_or("/", |path| path.as_str()))
         .header(HOST, authority.as_str())
         .header(USER_AGENT, concat!("qjump/", env!("CARGO_PKG_VERSION")))
@@ -353,6 +396,16 @@ async fn fetch(url: &Uri) -> Result<String, String> {
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| format!("cannot ask for it: {error}"))?;
+    match trust {
+        Some(trust) => get(tls::connect(stream, host, trust).await?, request).await,
+        None => get(stream, request).await,
+    }
+}
+
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Empty<Bytes>>,
+) -> Result<String, String> {
     let failed = |error: hyper::Error| format!("no proper answer: {error}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     // Ends with this function, whatever the other side does.
@@ -405,12 +458,16 @@ mod tests {
         assert_eq!((config.least, config.most), (3, 9));
         assert_eq!(config.source.to_string(), "url http://[::1]:8080/m");
         assert!(section("dns = \"racks.example\"").is_ok());
+        assert_eq!(section("url = \"https://a/b\"\nca = \"/c\"").unwrap().ca, Some("/c".into()));
         for (text, part) in [
             ("", "one of file, dns and url"),
             ("dns = \"\"", "one of file, dns and url"),
             ("dns = \"a\"\nfile = \"/b\"", "one of file, dns and url"),
             ("file = \"hosts\"", "absolute"),
-            ("url = \"https://a/b\"", "no TLS"),
+            ("url = \"ftp://a/b\"", "or https://host:port/path"),
+            ("url = \"http://a/b\"\nca = \"/c\"", "ca is for a url with https://"),
+            ("file = \"/b\"\nca = \"/c\"", "ca is for a url with https://"),
+            ("url = \"https://a/b\"\nca = \"c\"", "absolute"),
             ("url = \"http://me:secret@a/b\"", "password"),
             ("url = \"a/b\"", "of the form http://host:port/path"),
             ("url = \"http://\"", "url = "),

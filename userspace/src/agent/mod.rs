@@ -2,7 +2,7 @@
 //!
 //! [`machine`] decides, and is pure; [`run()`] is the loop that feeds it and has [`host`] execute what it says, one command at
 //! a time on a thread of its own. [`desired`] reads the configuration, [`control`] is the socket, [`events`] hears of
-//! interfaces and queues, [`members`] of the size of the cluster. [`snapshot`], [`guarantee`] and [`metrics`] are what it
+//! interfaces and queues, [`members`] of the size of the cluster ([`tls`], too). [`snapshot`], [`guarantee`] and [`metrics`] are what it
 //! shows, [`rare`] what the programs tell.
 //!
 //! What the agent does is what `qjump load`, `unload` and `assign` do, by the same code; it holds nothing that would end with
@@ -30,6 +30,7 @@ mod notify;
 pub mod rare;
 mod run;
 pub mod snapshot;
+mod tls;
 
 pub use run::{Failed, Options, run};
 

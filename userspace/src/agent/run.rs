@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    control::{Asked, Control, Request, refusal},
+    control::{Asked, Control, Peer, Request, refusal},
     desired::{Desired, Source},
     events::Events,
     host, log,
@@ -299,8 +299,8 @@ impl<'a> Agent<'a> {
                     Some(input) => input,
                     None => continue,
                 },
-                Some((request, user, answer)) = self.requests.recv() => {
-                    self.serve(request, user, answer);
+                Some((request, peer, answer)) = self.requests.recv() => {
+                    self.serve(request, peer, answer);
                     continue;
                 }
                 members = counted(&mut self.counting) => match self.hosts_are(members) {
@@ -518,7 +518,7 @@ impl<'a> Agent<'a> {
         }));
     }
 
-    fn serve(&mut self, request: Request, user: u32, answer: oneshot::Sender<Value>) {
+    fn serve(&mut self, request: Request, peer: Peer, answer: oneshot::Sender<Value>) {
         match request {
             Request::Status {} => {
                 let _ =
@@ -530,19 +530,19 @@ impl<'a> Agent<'a> {
                 self.waiting.push(Waiting { answer, changes: Vec::new(), until: self.now() + RELOAD_PATIENCE });
             }
             Request::Tag { level, pid, cgroup, unit, sndbuf } => {
-                self.change_tags(answer, pid, cgroup, unit, move |session, selector| {
+                self.change_tags(peer, answer, pid, cgroup, unit, move |session, selector| {
                     let level =
                         Level::new(level).ok_or_else(|| refusal("usage", format!("there is no level {level}")))?;
                     if sndbuf.is_some_and(|bytes| !(1..=tag::MOST_SEND_BUFFER).contains(&bytes)) {
                         return Err(refusal("usage", "sndbuf is not between 1 and 2^30 bytes"));
                     }
-                    let request = tag::Request { level, send_buffer: sndbuf, by: Some(user) };
-                    session.tag(selector, &request).map_err(|error| refusal("failed", error))
+                    let request = tag::Request { level, send_buffer: sndbuf, by: Some(peer.user) };
+                    session.tag(selector, &request).map_err(refuse)
                 });
             }
             Request::Untag { pid, cgroup, unit } => {
-                self.change_tags(answer, pid, cgroup, unit, |session, selector| {
-                    session.untag(selector).map_err(|error| refusal("failed", error))
+                self.change_tags(peer, answer, pid, cgroup, unit, |session, selector| {
+                    session.untag(selector).map_err(refuse)
                 });
             }
         }
@@ -550,6 +550,7 @@ impl<'a> Agent<'a> {
 
     fn change_tags(
         &self,
+        peer: Peer,
         answer: oneshot::Sender<Value>,
         pid: Option<u32>,
         cgroup: Option<PathBuf>,
@@ -557,18 +558,27 @@ impl<'a> Agent<'a> {
         change: impl FnOnce(&mut Session, &Selector) -> Result<tag::Changed, Value> + Send + 'static,
     ) {
         let selector = match (pid, cgroup, unit) {
+            (None, None, Some(unit)) => Selector::Unit(unit),
+            (Some(_), None, None) | (None, Some(_), None) if !peer.is_near => {
+                let why = "whoever asks from a PID namespace of its own means other processes and cgroups than the agent; give a unit, \
+                           or ask from the host";
+                let _ = answer.send(refusal("usage", why));
+                return;
+            }
             (Some(pid), None, None) => Selector::Process(pid),
             (None, Some(path), None) => Selector::Cgroup(path),
-            (None, None, Some(unit)) => Selector::Unit(unit),
             _ => {
                 let _ = answer.send(refusal("usage", "give one of pid, cgroup and unit"));
                 return;
             }
         };
         let _ = self.worker.send(Box::new(move || {
-            let changed = Session::begin()
-                .map_err(|error| refusal("failed", error))
-                .and_then(|mut session| change(&mut session, &selector));
+            if answer.is_closed() {
+                // Who has gone meanwhile does not want it any more.
+                return;
+            }
+            let changed =
+                Session::begin().map_err(refuse).and_then(|session| change(&mut session.tolerant(), &selector));
             let _ = answer.send(changed.map_or_else(
                 |refusal| refusal,
                 |changed| {
@@ -590,6 +600,10 @@ impl<'a> Agent<'a> {
         let problems: Vec<String> = state.problems().into_iter().chain(state.refused).collect();
         if problems.is_empty() { Ok(()) } else { Err(Failed::NotInForce(problems.join("\nqjump: "))) }
     }
+}
+
+fn refuse(error: tag::Error) -> Value {
+    refusal(if error.is_usage() { "usage" } else { "failed" }, error)
 }
 
 fn name(command: &Command) -> String {

@@ -150,7 +150,7 @@ impl UntagCommand {
 }
 
 /// Has a running agent do what this user may not do himself, but the members of its group may ask for. `None` if this command can
-/// do it, or nobody else does.
+/// do it, or there is no agent.
 fn ask_agent(request: &Value, selector: &Selector) -> Result<Option<Value>, Failure> {
     if missing_capability().is_none() {
         return Ok(None);
@@ -158,15 +158,22 @@ fn ask_agent(request: &Value, selector: &Selector) -> Result<Option<Value>, Fail
     let mut request = request.clone();
     let (key, value) = match selector {
         Selector::Process(pid) => ("pid", json!(pid)),
-        Selector::Cgroup(path) => ("cgroup", json!(path)),
+        // JSON has no other paths; without rights, this one would be refused in any case.
+        Selector::Cgroup(path) => match path.to_str() {
+            Some(path) => ("cgroup", json!(path)),
+            None => return Ok(None),
+        },
         Selector::Unit(name) => ("unit", json!(name)),
     };
     request[key] = value;
     match client::ask(Path::new(SOCKET), &request) {
         Ok(answer) if answer["ok"] == true => Ok(Some(answer)),
-        Ok(answer) => Err(Failure::Failed(answer["error"].as_str().unwrap_or("the agent does not say why").to_owned())),
-        Err(ClientError::NoAgent { .. } | ClientError::Permission { .. }) => Ok(None),
-        Err(error) => Err(Failure::Failed(error.to_string())),
+        Ok(answer) => {
+            let error = answer["error"].as_str().unwrap_or("the agent does not say why").to_owned();
+            Err(if answer["kind"] == "usage" { Failure::Usage(error) } else { Failure::Failed(error) })
+        }
+        Err(ClientError::NoAgent { .. }) => Ok(None),
+        Err(error) => Err(Failure::Failed(format!("without root rights, the agent would have to do it: {error}"))),
     }
 }
 

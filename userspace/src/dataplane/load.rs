@@ -194,32 +194,42 @@ pub fn load(request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
 /// If nothing could be begun.
 pub fn load_each(requests: &[Request<'_>]) -> Result<Vec<Result<Vec<Loaded>, Error>>, Error> {
     object()?;
-    let one = |request: &Request<'_>| {
-        request.plan.config(0)?;
-        load_all(check_interfaces(request)?, request)
-    };
     changing(|| {
-        let results: Vec<_> = requests.iter().map(|_| OnceLock::new()).collect();
+        // Two that are the same device by different names would not see each other.
+        let mut seen = HashSet::new();
+        let works: Vec<_> = requests
+            .iter()
+            .map(|request| {
+                request.plan.config(0)?;
+                let interfaces = check_interfaces(request)?;
+                match interfaces.iter().find(|interface| !seen.insert(interface.index)) {
+                    Some(twice) => Err(Error::InterfaceTwice(twice.name.clone())),
+                    None => Ok((interfaces, request)),
+                }
+            })
+            .map(|work| Mutex::new(Some(work)))
+            .collect();
+        let results: Vec<_> = works.iter().map(|_| OnceLock::new()).collect();
         let next = AtomicUsize::new(0);
         let work = || {
-            while let Some((request, result)) = {
+            while let Some((work, result)) = {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                requests.get(number).zip(results.get(number))
+                works.get(number).zip(results.get(number))
             } {
-                let _ = result.set(one(request));
+                let work = lock(work).take().expect("each has one turn");
+                let _ = result.set(work.and_then(|(interfaces, request)| load_all(interfaces, request)));
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..requests.len().min(MOST_AT_ONCE) {
-                scope.spawn(work);
+            for _ in 1..works.len() {
+                // Fewer do it as well.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
             }
+            work();
         });
         results.into_iter().map(|result| result.into_inner().expect("each had its turn")).collect()
     })
 }
-
-/// How many loads go on at once.
-const MOST_AT_ONCE: usize = 32;
 
 /// Does `work` as the only one on this host who changes anything, with the file system of pins, and removes afterwards what nobody
 /// needs.
@@ -227,20 +237,32 @@ fn changing<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
     require_capabilities("loading")?;
     let mounted = ensure_bpffs()?;
     // What a failure undoes, it undoes under the lock.
-    let locked = Lock::take().map(|_lock| {
+    let result = Lock::take().map(|_lock| {
         // What another version may have left.
         grants::remove_unneeded();
         // Only the owner may look in: whoever can write the maps can lift the limits.
-        let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+        let private = Private(nix::sys::stat::umask(Mode::from_bits_truncate(0o077)));
         let result = work();
-        nix::sys::stat::umask(umask);
+        drop(private);
         grants::remove_unneeded();
         result
     });
-    if mounted && Pins::interfaces().is_ok_and(|names| names.is_empty()) {
+    if mounted
+        && Pins::interfaces().is_ok_and(|names| names.is_empty())
+        && grants::tagged().is_ok_and(|cgroups| cgroups.is_empty())
+    {
         let _ = nix::mount::umount(BPFFS);
     }
-    locked
+    result
+}
+
+/// Puts the umask back.
+struct Private(Mode);
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        nix::sys::stat::umask(self.0);
+    }
 }
 
 fn load_all(interfaces: Vec<Interface>, request: &Request<'_>) -> Result<Vec<Loaded>, Error> {
@@ -473,10 +495,11 @@ pub fn find_interfaces(names: &[String]) -> Result<Vec<Interface>, Error> {
     let mut seen = HashSet::new();
     let mut interfaces = Vec::new();
     for name in names {
-        if !seen.insert(name) {
+        let interface = find_interface(name)?;
+        if !seen.insert(interface.index) {
             return Err(Error::InterfaceTwice(name.clone()));
         }
-        interfaces.push(find_interface(name)?);
+        interfaces.push(interface);
     }
     Ok(interfaces)
 }
@@ -737,20 +760,35 @@ pub(crate) fn loader() -> EbpfLoader<'static> {
 /// One for all loads of a process.
 static LOADER: Mutex<Option<EbpfLoader<'static>>> = Mutex::new(None);
 
-/// How many CPUs may still verify a program: more at once would take memory and save no time.
+/// How many more may verify a program: more than there are CPUs would take memory and save no time.
 static VERIFIERS: LazyLock<(Mutex<usize>, Condvar)> =
     LazyLock::new(|| (Mutex::new(std::thread::available_parallelism().map_or(1, usize::from)), Condvar::new()));
 
+/// One of [`VERIFIERS`].
+struct Verifier;
+
+impl Verifier {
+    fn wait() -> Self {
+        let (free, freed) = &*VERIFIERS;
+        let mut free = freed.wait_while(lock(free), |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Self
+    }
+}
+
+impl Drop for Verifier {
+    fn drop(&mut self) {
+        let (free, freed) = &*VERIFIERS;
+        *lock(free) += 1;
+        freed.notify_one();
+    }
+}
+
 fn load_object(pins: &Pins) -> Result<Ebpf, Error> {
     let mut object = make_maps(pins)?;
-    let (free, freed) = &*VERIFIERS;
-    let mut left = freed.wait_while(lock(free), |left| *left == 0).unwrap_or_else(PoisonError::into_inner);
-    *left -= 1;
-    drop(left);
-    let result = load_program(&mut object);
-    *lock(free) += 1;
-    freed.notify_one();
-    result.map(|()| object)
+    let _turn = Verifier::wait();
+    load_program(&mut object)?;
+    Ok(object)
 }
 
 fn make_maps(pins: &Pins) -> Result<Ebpf, Error> {
@@ -848,20 +886,19 @@ fn earlier_name(interface: &Interface) -> Option<String> {
     let here = sys::network_namespace().ok()?;
     Pins::interfaces().ok()?.into_iter().filter(|name| *name != interface.name).find(|name| {
         let pins = Pins::of(name);
-        // A link tells at once that it is on another device.
+        // Where the program is costs less to ask than what it does there.
         let linked = linked_device(&pins);
-        if linked.is_some_and(|index| index != interface.index) {
+        let is_there = match linked {
+            Some(index) => index == interface.index,
+            None => clsact_filter(interface.index).is_ok_and(|filter| filter.is_some()),
+        };
+        if !is_there {
             return false;
         }
         let Ok(plan) = Maps::open(name, &pins).map(|maps| maps.in_force().plan) else {
             return false;
         };
-        plan.netns == here
-            && plan.ifindex == interface.index
-            && match plan.hook {
-                HOOK_CLSACT => clsact_filter(interface.index).is_ok_and(|filter| filter.is_some()),
-                _ => linked.is_some(),
-            }
+        plan.netns == here && plan.ifindex == interface.index && (plan.hook == HOOK_CLSACT) == linked.is_none()
     })
 }
 

@@ -106,6 +106,8 @@ pub struct Count {
     pub ended: usize,
     /// Processes of the cgroup that are outside of this PID namespace, where nothing of them can be reached.
     pub unreachable: usize,
+    /// Processes whose sockets the kernel keeps from this one, on a [`Walk::tolerant`] walk.
+    pub forbidden: usize,
 }
 
 impl Count {
@@ -114,6 +116,7 @@ impl Count {
         self.failed.extend(other.failed);
         self.ended += other.ended;
         self.unreachable += other.unreachable;
+        self.forbidden += other.forbidden;
     }
 }
 
@@ -145,9 +148,15 @@ pub enum LiveError {
 #[derive(Debug, Default)]
 pub struct Walk {
     seen: HashSet<u64>,
+    tolerant: bool,
 }
 
 impl Walk {
+    /// One that counts processes which it may not look into, if `tolerant`, and does not end there.
+    pub fn new(tolerant: bool) -> Self {
+        Self { tolerant, ..Self::default() }
+    }
+
     /// Calls back for each network socket (IPv4, IPv6, packet) of a process that this walk has not met yet. The
     /// descriptor is a duplicate, valid during the call.
     ///
@@ -214,6 +223,7 @@ impl Walk {
                 Ok(more) => count.add(more),
                 // It has ended since it was listed.
                 Err(LiveError::NoProcess { .. }) => count.ended += 1,
+                Err(LiveError::Permission { .. }) if self.tolerant => count.forbidden += 1,
                 Err(error) => return Err(error),
             }
             Ok(())

@@ -72,7 +72,7 @@ pub struct Changed {
 impl Changed {
     /// What was not moved, line by line.
     pub fn problems(&self) -> Vec<String> {
-        let Count { failed, ended, unreachable, .. } = &self.sockets;
+        let Count { failed, ended, unreachable, forbidden, .. } = &self.sockets;
         let each =
             failed.iter().map(|(pid, fd, error)| format!("not moved: descriptor {fd} of process {pid}: {error}"));
         let counted = [
@@ -80,6 +80,11 @@ impl Changed {
             (
                 unreachable,
                 "process(es) are in a PID namespace that cannot be seen from here; their sockets were not moved",
+            ),
+            (
+                forbidden,
+                "process(es) have sockets that an agent without CAP_SYS_PTRACE may not take hold of: those that are there stay as they \
+                 are, and new ones follow; as root, this command moves them all",
             ),
         ];
         let counted = counted.into_iter().filter(|(number, _)| **number > 0);
@@ -92,6 +97,7 @@ pub struct Session {
     hierarchy: Hierarchy,
     grants: Grants,
     programs: Option<Programs>,
+    tolerant: bool,
     // Dropped last: what is removed at the end is removed under the lock.
     _lock: Lock,
 }
@@ -120,7 +126,7 @@ impl Session {
         };
         match begin() {
             Ok((grants, programs)) => {
-                let mut session = Self { hierarchy, grants, programs, _lock: lock };
+                let mut session = Self { hierarchy, grants, programs, tolerant: false, _lock: lock };
                 session.sweep();
                 Ok(session)
             }
@@ -129,6 +135,13 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    /// The same, which leaves sockets that the kernel keeps from it where they are, and counts their processes.
+    #[must_use]
+    pub const fn tolerant(mut self) -> Self {
+        self.tolerant = true;
+        self
     }
 
     /// The cgroups of this host.
@@ -336,7 +349,7 @@ impl Session {
     /// a rule of its own keeps it, unless a person has granted otherwise.
     fn settle(&mut self, cgroup: &Cgroup) -> Result<Count, Error> {
         let mut known: BTreeMap<u32, Option<(u64, Grant)>> = BTreeMap::new();
-        Ok(Walk::default().cgroup(&cgroup.directory, |socket, live| {
+        Ok(Walk::new(self.tolerant).cgroup(&cgroup.directory, |socket, live| {
             let governing = *known.entry(live.pid).or_insert_with(|| {
                 let at = self.hierarchy.of_process(Some(live.pid)).ok()?;
                 self.governing(&at).map(|(from, grant)| (from.id, grant))

@@ -21,7 +21,7 @@ pub struct Qemu {
 }
 
 /// Room for translated code, MiB; what does not fit is translated again. QEMU would take a GiB, as long as it gets it.
-const TRANSLATED: &str = "tb-size=64";
+const TRANSLATED: &str = "tb-size=128";
 
 /// How a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn nothing_in_virtual_time_comes_from_the_machine() {
         let words = guest(Clock::Virtual { seed: 7 });
-        for word in ["shift=0,sleep=off", "tcg,thread=single,tb-size=64", "max,-rdrand,-rdseed"] {
+        for word in ["shift=0,sleep=off", "tcg,thread=single,tb-size=128", "max,-rdrand,-rdseed"] {
             assert!(words.iter().any(|w| w == word), "{word}");
         }
         let after = |name: &str| words[words.iter().position(|word| word == name).unwrap() + 1].clone();

@@ -1,6 +1,6 @@
 //! What else there is: the same applications and the same bulk traffic on the same rack, with what networks have against queues.
 
-use std::time::Duration;
+use std::{sync::mpsc, time::Duration};
 
 use anyhow::{Context, Result};
 use qjump_ebpf::Level;
@@ -109,12 +109,19 @@ impl Work {
             sizes: Sizes::Fixed(1_000),
             seed: 1,
         };
-        let time = self.time.saturating_sub(WARM_UP);
-        Cache { server: SERVER, client: CLIENT, rate: 60.0, connections: 16, depth: 1, workload, duration: time }
+        let duration = self.measured();
+        Cache { server: SERVER, client: CLIENT, rate: 60.0, connections: 16, depth: 1, workload, duration }
+    }
+
+    /// How long memcached is measured.
+    const fn measured(&self) -> Duration {
+        self.time.saturating_sub(WARM_UP)
     }
 
     fn train(&self) -> Train {
-        let count = self.time.as_nanos() as u64 / self.interval.ns();
+        // From the first second of memcached's on, which tells that its cache is full.
+        let time = self.measured().saturating_sub(Duration::from_secs(1));
+        let count = time.as_nanos() as u64 / self.interval.ns();
         Train { from: PROBER, to: SERVER, level: Level::STRICTEST, interval: self.interval, count, bound_ns: None }
     }
 
@@ -123,8 +130,20 @@ impl Work {
         let load = if apps.bulk { bulk() } else { Load::Idle };
         let ((probes, cache), figures) = load.beside(lab, || {
             std::thread::scope(|scope| {
-                let probing = apps.probes.then(|| scope.spawn(|| self.train().run(lab)));
-                let asked = apps.cache.then(|| self.cache().ask(lab, Some(cache_level()))).transpose();
+                // What fills the cache is no part of any measure.
+                let (warm, is_warm) = mpsc::channel();
+                let probing = apps.probes.then(|| {
+                    scope.spawn(move || match apps.cache && is_warm.recv().is_err() {
+                        true => Ok(Vec::new()),
+                        false => self.train().run(lab),
+                    })
+                });
+                let mut tell = || {
+                    // Only the first time somebody waits for it.
+                    let _ = warm.send(());
+                };
+                let asked = apps.cache.then(|| self.cache().ask(lab, Some(cache_level()), &mut tell)).transpose();
+                drop(warm);
                 let probes = probing.map(|thread| thread.join().expect("the prober does not panic")).transpose();
                 if !apps.probes && !apps.cache {
                     lab.pause(self.time)?;

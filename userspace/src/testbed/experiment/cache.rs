@@ -56,11 +56,11 @@ impl Cache {
         })
     }
 
-    /// Starts memcached under `qjump run`, if there is a level, and asks it.
+    /// Starts memcached under `qjump run`, if there is a level, and asks it. Calls back after each second that is measured.
     ///
     /// # Errors
     /// If it cannot be started or asked, or somebody asked for the end.
-    pub fn ask(&self, lab: &Lab<'_>, level: Option<Level>) -> Result<Outcome> {
+    pub fn ask(&self, lab: &Lab<'_>, level: Option<Level>, on_second: &mut (dyn FnMut() + Send)) -> Result<Outcome> {
         let (address, port) = (lab.rack.address(self.server), PORT.to_string());
         lab.rack.host(self.server).enter(|| Ok(fs::write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION)?))?;
         // A change of user would make it outlive whoever is killed (PR_SET_PDEATHSIG of prctl(2)).
@@ -91,7 +91,7 @@ impl Cache {
                     std::thread::sleep(Duration::from_millis(20));
                 }
             });
-            let outcome = lab.rack.host(self.client).enter(|| client.run(&progress, &mut |_| ()));
+            let outcome = lab.rack.host(self.client).enter(|| client.run(&progress, &mut |_| on_second()));
             over.store(true, Relaxed);
             outcome
         })?;

@@ -98,7 +98,7 @@ fn cases(setup: &Setup) -> Result<Vec<Case>> {
 
 /// Asks beside a load.
 pub(super) fn measure(lab: &Lab<'_>, load: &Load, cache: &Cache, level: Option<Level>) -> Result<Run> {
-    let (asked, figures) = load.beside(lab, || cache.ask(lab, level))?;
+    let (asked, figures) = load.beside(lab, || cache.ask(lab, level, &mut || ()))?;
     let mut run = asked.run("");
     run.streams.iter_mut().for_each(|stream| stream.name = "memcached".into());
     run.figures.extend(figures);

@@ -120,7 +120,7 @@ fn measure(lab: &Lab<'_>, load: &Load, levels: bool, bound_ns: Option<u64>, dura
     let ((records, asked), figures) = load.beside(lab, || {
         let mut clocks = Clocks::start(lab, clock)?;
         let start_ns = unix_ns();
-        let asked = requests(duration).ask(lab, cache)?;
+        let asked = requests(duration).ask(lab, cache, &mut || ())?;
         clocks.slave.stop()?;
         let mut records = clocks.records()?;
         records.retain(|record| record.at_ns >= start_ns);
