@@ -8,6 +8,7 @@ use std::{
         fs::{PermissionsExt as _, chown},
         net::UnixStream,
     },
+    process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -545,4 +546,49 @@ fn many_interfaces_are_ready_soon_and_a_change_is_quick() -> Result<()> {
         let _ = qjump::dataplane::Pins::of(name).remove();
     }
     work
+}
+
+/// Members of group qjump, who have no rights of their own, tag by an agent that has those of its unit; others do not.
+#[test]
+fn members_of_the_group_tag_by_the_agent() -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("qjump-group-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let path = |name: &str| folder.join(name);
+    fs::copy(qjump_tests::link::binary(), path("qjump"))?;
+    fs::write(path("group"), fs::read_to_string("/etc/group")? + "qjump:x:60001:\n")?;
+    fs::write(path("qjump.toml"), format!("{}[host]\ninterfaces = []\n", network("50mbit", 30_000)))?;
+    let (top, mut process) = (TestCgroup::new()?, Command::new("sleep").arg("60").spawn()?);
+    fs::write(top.directory.join("cgroup.procs"), process.id().to_string())?;
+    // In mounts of its own, where the group is known and the socket in its usual place.
+    let script = r#"
+        mount -t tmpfs none /run; mkdir -m 755 /run/qjump; mount --bind group /etc/group
+        setpriv --regid 60001 --clear-groups --bounding-set -all,+bpf,+net_admin,+perfmon ./qjump agent --config "$PWD/qjump.toml" --metrics none 2>log &
+        agent=$!; trap 'kill $agent; wait $agent || true' EXIT
+        for turn in $(seq 200); do [ -S /run/qjump/agent.sock ] && break; sleep 0.05; done
+        as() { group=$1; shift; setpriv --reuid 65534 --regid $group --clear-groups --bounding-set -all ./qjump "$@"; }
+        as 60001 tag --pid $1 --level 5
+        ./qjump tags --json
+        if as 65534 tag --pid $1 --level 6 2>&1; then exit 1; fi
+        if as 60001 tag --cgroup /nowhere --level 6 2>&1; then exit 1; fi
+        if unshare --pid --fork setpriv --regid 60001 --clear-groups --bounding-set -all ./qjump tag --pid $1 --level 6 2>&1; then exit 1; fi
+        as 60001 untag --pid $1
+        ./qjump tags --json
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-ec", script, "sh", &process.id().to_string()])
+        .current_dir(&folder)
+        .output()?;
+    process.kill()?;
+    process.wait()?;
+    let log = fs::read_to_string(path("log")).unwrap_or_default();
+    fs::remove_dir_all(&folder)?;
+    let text = succeeded(&output).map_err(|error| error.context(log))?;
+    println!("{text}");
+    // The agent may not look into other processes; who asks is told.
+    assert!(text.contains("at level 5; 0 live socket(s) moved") && text.contains("CAP_SYS_PTRACE"), "{text}");
+    assert!(text.contains("\"granted_by_uid\": 65534"), "{text}");
+    assert!(text.contains("is for root and the members of group qjump alone"), "{text}");
+    assert!(text.contains("PID namespace of its own"), "{text}");
+    assert!(text.contains(": untagged;") && text.contains("\"tags\": []"), "{text}");
+    Ok(())
 }

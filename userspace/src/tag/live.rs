@@ -346,8 +346,13 @@ fn socket_descriptors(pid: u32) -> io::Result<Vec<(RawFd, u64)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
-        // A descriptor that was closed since has no target any more.
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = match fs::read_link(entry.path()) {
+            Ok(target) => target,
+            // The folder may be root's to read, and what is in it only for who may trace the process.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            // A descriptor that was closed since has no target any more.
+            Err(_) => continue,
+        };
         let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
         let fd = entry.file_name().to_str().and_then(|name| name.parse().ok());
         found.extend(fd.zip(inode));
