@@ -70,6 +70,12 @@ impl Workspace {
             .env("CARGO_TARGET_DIR", self.root.join("target"))
             .env_remove("CARGO_BUILD_TARGET_DIR")
             .env_remove("CARGO_BUILD_TARGET");
+        // What `cargo xtask` was told of the package xtask: build scripts that ask for it (ring's) would run again after each call
+        // of cargo from a shell, and all that depends on them.
+        let of_xtask = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_xtask)) {
+            command.env_remove(name);
+        }
     }
 
     /// How a path reads in a message: short when it lies in this tree.

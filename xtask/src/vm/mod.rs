@@ -88,8 +88,9 @@ pub struct Args {
 /// Exit status when packages cannot be fetched: EX_TEMPFAIL of sysexits.h.
 const NOT_TO_BE_HAD: u8 = 75;
 
-/// The test programs that run on every kernel, unless others are named. The others need a compiler, or compare times (`fq` does in
-/// virtual time), or are about what is the same on every kernel.
+/// The test programs that run on every kernel, unless others are named: what a load, its limits, marks, tags and queues are on
+/// each, in less than half an hour for all. The others need a compiler, or compare times (`fq` does in virtual time), or try out at
+/// length what `tagging` does in short (`authority`, `assign`), or what is the same on every kernel.
 const EVERYWHERE: &[&str] = &[
     "wire",
     "frames",
@@ -99,8 +100,6 @@ const EVERYWHERE: &[&str] = &[
     "limits",
     "objects",
     "tagging",
-    "authority",
-    "assign",
     "qdisc",
     "queue",
     "backpressure",
