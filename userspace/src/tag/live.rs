@@ -24,6 +24,8 @@ use nix::{
 };
 use thiserror::Error;
 
+use crate::dataplane::Capability;
+
 /// The protocol of a socket, as far as a rule or a reader cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -349,8 +351,10 @@ fn socket_descriptors(pid: u32) -> io::Result<Vec<(RawFd, u64)>> {
         let target = match fs::read_link(entry.path()) {
             Ok(target) => target,
             // The folder may be root's to read, and what is in it only for who may trace the process.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-            // A descriptor that was closed since has no target any more.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !Capability::SysPtrace.is_effective() => {
+                return Err(error);
+            }
+            // A descriptor that was closed since has no target any more; and some processes are kept from everybody.
             Err(_) => continue,
         };
         let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
