@@ -376,6 +376,8 @@ fn loads_side_by_side_have_nothing_to_do_with_each_other() -> Result<()> {
         host_rate: None,
     });
     let results = link.near.enter(|| Ok(load_each(&requests)?))?;
+    // Before anything is asserted: what is pinned would outlive the test.
+    let unloaded = link.qjump(&["unload", "--interface", &other])?;
     let said: Vec<String> = results
         .iter()
         .map(|result| match result {
@@ -386,7 +388,7 @@ fn loads_side_by_side_have_nothing_to_do_with_each_other() -> Result<()> {
     assert_eq!((&said[0], &said[2]), (&link.device, &other), "{said:?}");
     assert!(said[1].contains("no interface 'nowhere'") && said[3].contains("given twice"), "{said:?}");
     assert_eq!(link.status()?["attached"], true);
-    succeeded(&link.qjump(&["unload", "--interface", &other])?)?;
+    succeeded(&unloaded)?;
     link.unload()?;
     assert_eq!(link.tc_state()?, before);
     Ok(())
